@@ -1,0 +1,1 @@
+"""What adapts while training: `init(...) -> State` and `update(state, observation) -> (state, decision)`."""

@@ -1,0 +1,113 @@
+"""Short arithmetic with one integer answer: a task on which a small model can be seen to learn.
+
+The questions are all of "What is a+b?" and "What is a-b?" with 0 <= a, b <= 20 and "What is a*b?"
+with 0 <= a, b <= 12
+by default: 441 + 441 + 169 = 1,051 different ones. The ranges are small on purpose. Policy-gradient
+    training learns only
+from prompts that are answered right now and then; an instruction-tuned model of 135 million
+parameters does so for operands like these, and hardly ever for sums of arbitrary two-digit numbers
+or for word problems.
+
+Nothing is drawn with replacement: the set is enumerated and divided, so that no held-out question
+    was ever trained on.
+Neither was its twin: a+b with b+a, a*b with b*a, and a-b with b-a (which differ in sign only) fall
+    on the same side.
+"""
+
+import hashlib
+import math
+
+from jaxalign.errors import UserError
+
+_OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
+
+
+class Arithmetic:
+    """A source of {'prompt': str, 'answer': str, 'id': int}.
+
+    `id` numbers the questions of the whole set (both splits) and does not depend on the seed. Which
+    questions are held out, and the order of the rows, follow from a hash of (seed, question): the
+    same on every machine and with every version of every library.
+
+    Args:
+        split: "train", "held_out" or "all".
+        seed: of the division into splits.
+        max_operand: largest operand of sums and differences.
+        max_factor: largest factor of products.
+        held_out: share of each operation's questions that is held out, in [0, 1); with the default,
+            211 or so.
+        operations: which of "+-*" to use.
+        template: text of the prompt; "{question}" stands for e.g. "3+4".
+
+    Raises UserError: unknown split or operation, a range, share or template that makes no sense.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        seed: int = 0,
+        max_operand: int = 20,
+        max_factor: int = 12,
+        held_out: float = 0.2,
+        operations: str = "+-*",
+        template: str = "What is {question}?",
+    ):
+        if split not in ("train", "held_out", "all"):
+            raise UserError(f"arithmetic split {split!r} is not known; choose train, held_out or all")
+        if not operations or set(operations) - set(_OPERATIONS) or len(set(operations)) < len(operations):
+            raise UserError(f"arithmetic operations {operations!r} must be different ones out of '+-*'")
+        if max_operand < 0 or max_factor < 0:
+            raise UserError(f"arithmetic ranges max_operand={max_operand}, max_factor={max_factor} must be >= 0")
+        if not 0 <= held_out < 1:
+            raise UserError(f"arithmetic held_out={held_out} is a share of the questions and must be in [0, 1)")
+        if "{question}" not in template:
+            raise UserError(f"arithmetic template {template!r} must contain {{question}}")
+        self.split = split
+        rows = []
+        first_id = 0
+        for operation in operations:
+            largest = max_factor if operation == "*" else max_operand
+            rows += _divide(operation, largest, split, seed, held_out, first_id)
+            first_id += (largest + 1) ** 2
+        rows.sort()  # by hash: operations mixed
+        self._rows = [(question, answer, number) for _, question, answer, number in rows]
+        self._template = template
+        if not rows:
+            raise UserError(f"arithmetic split {split!r} is empty with held_out={held_out}")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        question, answer, number = self._rows[index]
+        return {
+            "prompt": self._template.replace("{question}", question),
+            "answer": str(answer),
+            "id": number,
+        }
+
+    def where(self, index: int) -> str:
+        return f"arithmetic ({self.split}) row {index}"
+
+
+def _divide(operation: str, largest: int, split: str, seed: int, held_out: float, first_id: int) -> list:
+    """(hash, question, answer, id) of the questions of one operation that belong to `split`."""
+    pairs = [(low, high) for low in range(largest + 1) for high in range(low, largest + 1)]
+    pairs.sort(key=lambda pair: _hash(seed, f"{operation} {pair[0]} {pair[1]}"))
+    wanted = math.ceil(held_out * (largest + 1) ** 2)
+    rows, held = [], 0
+    for low, high in pairs:
+        twins = sorted({(low, high), (high, low)})
+        side = "held_out" if held < wanted else "train"
+        held += len(twins) if side == "held_out" else 0
+        if split not in (side, "all"):
+            continue
+        for a, b in twins:
+            question = f"{a}{operation}{b}"
+            number = first_id + a * (largest + 1) + b
+            rows.append((_hash(seed, question), question, _OPERATIONS[operation](a, b), number))
+    return rows
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{text}".encode()).digest()

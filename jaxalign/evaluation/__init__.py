@@ -1,0 +1,1 @@
+"""Metrics of sampled text, with their uncertainty, and comparisons of two methods."""

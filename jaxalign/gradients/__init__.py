@@ -1,0 +1,1 @@
+"""How several gradients are made into one update."""

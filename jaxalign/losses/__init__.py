@@ -1,0 +1,1 @@
+"""What is minimised: arrays, masks and keyword settings in, an `Objective` out."""

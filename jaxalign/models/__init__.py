@@ -1,0 +1,1 @@
+"""Models: what computes hidden states, and where their weights come from."""

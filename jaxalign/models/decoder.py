@@ -1,0 +1,200 @@
+"""Decoder-only transformers (Llama, SmolLM2, Qwen2/2.5, Qwen3, Gemma 3) behind pure functions.
+
+`Transformer` is the Flax NNX module. `Decoder` splits it once into a static definition and a parameter tree and offers
+what everybody else uses: `apply`-like functions of `(params, arrays)`. Training scans one block over stacked layers with
+rematerialisation; decoding unrolls the layers so that each cache is updated in place. Both run the same `Block`.
+"""
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxalign.errors import UserError
+from jaxalign.models.attention import attention, cached_attention, visibility
+from jaxalign.models.config import DecoderConfig
+from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_angles
+
+REMAT_POLICIES = {
+    "none": None,  # keep everything
+    "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer inputs only; also the fastest on a CPU
+    "products": jax.checkpoint_policies.save_only_these_names("product"),  # keep the products with weights
+}
+
+
+class Table(nnx.Module):
+    """A [vocabulary, dim] table: token embeddings, or the rows of an untied head."""
+
+    def __init__(self, name, config: DecoderConfig, rngs):
+        setattr(self, name, nnx.Param(jax.random.normal(rngs.params(), (config.vocab_size, config.embed_dim)) * 0.02))
+
+
+class Transformer(nnx.Module):
+    def __init__(self, config: DecoderConfig, precision: Precision, rngs: nnx.Rngs):
+        @nnx.split_rngs(splits=config.num_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked(rngs):
+            return Block(config, precision, rngs)
+
+        self.embed = Table("embedding", config, rngs)
+        self.layers = stacked(rngs)
+        self.final_norm = RMSNorm(config.embed_dim, config)
+        if not config.tie_embeddings:
+            self.head = Table("kernel", config, rngs)
+
+
+@functools.lru_cache(maxsize=32)
+def _definition(config: DecoderConfig, precision: Precision):
+    """(graph definitions of the whole module and of one block, abstract parameter tree)."""
+    whole = nnx.eval_shape(lambda: Transformer(config, precision, nnx.Rngs(0)))
+    block = nnx.eval_shape(lambda: Block(config, precision, nnx.Rngs(0)))
+    norm = nnx.eval_shape(lambda: RMSNorm(config.embed_dim, config))
+    return nnx.graphdef(block), nnx.graphdef(norm), nnx.to_pure_dict(nnx.state(whole))
+
+
+@dataclasses.dataclass(frozen=True)
+class Decoder:
+    """Static and hashable. `remat` is a key of REMAT_POLICIES; `attention` is "auto", "xla" or "cudnn"."""
+
+    config: DecoderConfig
+    compute_dtype: str = "bfloat16"
+    activation_dtype: str | None = None  # None: chosen for the backend
+    remat: str = "full"
+    attention: str = "auto"
+
+    def __post_init__(self):
+        if self.remat not in REMAT_POLICIES:
+            raise UserError(f"model.remat={self.remat!r} is not known; use one of {', '.join(REMAT_POLICIES)}")
+        if self.attention not in ("auto", "xla", "cudnn"):
+            raise UserError(f"model.attention={self.attention!r} is not known; use 'auto', 'xla' or 'cudnn'")
+
+    @property
+    def precision(self) -> Precision:
+        if self.activation_dtype is None:
+            return default_precision(self.compute_dtype)
+        return Precision(self.compute_dtype, self.activation_dtype)
+
+    def _attention_implementation(self) -> str:
+        if self.attention != "auto":
+            return self.attention
+        fused = jax.default_backend() == "gpu" and self.precision.activation in ("bfloat16", "float16")
+        return "cudnn" if fused else "xla"
+
+    def init(self, key) -> dict:
+        """Random float32 parameters; use under `jax.jit` with `out_shardings` to be born sharded."""
+        return nnx.to_pure_dict(nnx.state(Transformer(self.config, self.precision, nnx.Rngs(params=key))))
+
+    def abstract_params(self) -> dict:
+        return _definition(self.config, self.precision)[2]
+
+    def head(self, params):
+        """The [V, D] table whose product with hidden states gives logits."""
+        return params["embed"]["embedding"] if self.config.tie_embeddings else params["head"]["kernel"]
+
+    def _block(self, layer_params):
+        return nnx.merge(_definition(self.config, self.precision)[0], layer_params)
+
+    def _final_norm(self, params, x):
+        return nnx.merge(_definition(self.config, self.precision)[1], params["final_norm"])(x)
+
+    def _embed(self, params, tokens):
+        x = params["embed"]["embedding"][tokens].astype(self.precision.activation)
+        return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype) if self.config.embed_scale else x
+
+    def _angles(self, positions):
+        """Rotary angles of (global, sliding) layers."""
+        return rope_angles(positions, self.config), rope_angles(positions, self.config, local=True)
+
+    def _scan(self, params, tokens, positions, segments, parents, *, keep_cache: bool, remat: str):
+        """All layers over whole rows: hidden states and, if asked, the stacked keys and values [L, B, T, KV, d]."""
+        config = self.config
+        everywhere = visibility(segments, parents)
+        window = config.sliding_window
+        nearby = everywhere if window is None else visibility(segments, parents, positions=positions, window=window)
+        angles, local_angles = self._angles(positions)
+        sliding = jnp.array([config.is_sliding(layer) for layer in range(config.num_layers)])
+        implementation = self._attention_implementation()
+
+        def layer(x, inputs):
+            layer_params, slides = inputs
+            kept = {}
+
+            def attend(query, key, value):
+                if keep_cache:
+                    kept.update(key=key, value=value)
+                visible = everywhere if window is None else jnp.where(slides, nearby, everywhere)
+                return attention(
+                    query, key, value, visible, scale=config.attention_scale, implementation=implementation
+                )
+
+            layer_angles = angles if window is None else jnp.where(slides, local_angles, angles)
+            return self._block(layer_params)(x, layer_angles, attend), kept
+
+        if remat != "none":
+            layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
+        x, kept = jax.lax.scan(layer, self._embed(params, tokens), (params["layers"], sliding))
+        return self._final_norm(params, x), kept
+
+    def hidden(self, params, tokens, positions, segments, parents=None):
+        """Hidden states [B, T, D] after the final norm; all arguments [B, T] integers (see `models.attention`)."""
+        return self._scan(params, tokens, positions, segments, parents, keep_cache=False, remat=self.remat)[0]
+
+    def decode_params(self, params) -> dict:
+        """What decoding reads, prepared once per rollout: compute dtype, one tree per layer, the head."""
+
+        def cast(tree):
+            return jax.tree.map(lambda a: a.astype(self.compute_dtype) if a.ndim >= 2 else a, tree)
+
+        layers = [cast(jax.tree.map(lambda a, i=i: a[i], params["layers"])) for i in range(self.config.num_layers)]
+        return {"params": params, "layers": layers, "head": cast(self.head(params))}
+
+    def prefill(self, decode_params, tokens, lengths, capacity: int):
+        """Run right-padded prompts [B, S] of `lengths` [B]; room for `capacity` tokens a row.
+
+        Returns the hidden state [B, D] at each last prompt token and the cache: per layer {"key", "value"}
+        [B, capacity, KV, head_dim]. Cache index equals position.
+        """
+        batch, length = tokens.shape
+        positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
+        segments = (positions < lengths[:, None]).astype(jnp.int32)
+        hidden, kept = self._scan(
+            decode_params["params"], tokens, positions, segments, None, keep_cache=True, remat="none"
+        )
+        room = ((0, 0), (0, 0), (0, capacity - length), (0, 0), (0, 0))
+        kept = jax.tree.map(lambda a: jnp.pad(a, room), kept)
+        cache = [jax.tree.map(lambda a, i=i: a[i], kept) for i in range(self.config.num_layers)]
+        return hidden[jnp.arange(batch), lengths - 1], cache
+
+    def decode(self, decode_params, tokens, positions, cache):
+        """One token a row: tokens, positions [B] -> hidden [B, D] and the cache with keys and values written there."""
+        config = self.config
+        rows = jnp.arange(tokens.shape[0])
+        index = jnp.arange(cache[0]["key"].shape[1])
+        everywhere = index[None] <= positions[:, None]
+        nearby = everywhere
+        if config.sliding_window is not None:
+            nearby = everywhere & (positions[:, None] - index[None] < config.sliding_window)
+        angles, local_angles = self._angles(positions[:, None])
+        x = self._embed(decode_params["params"], tokens[:, None])
+        new_cache = []
+        for i, (layer_params, old) in enumerate(zip(decode_params["layers"], cache, strict=True)):
+            slides = config.is_sliding(i)
+
+            def attend(query, key, value, old=old, slides=slides):
+                new = {
+                    "key": old["key"].at[rows, positions].set(key[:, 0].astype(old["key"].dtype)),
+                    "value": old["value"].at[rows, positions].set(value[:, 0].astype(old["value"].dtype)),
+                }
+                new_cache.append(new)
+                visible = nearby if slides else everywhere
+                return cached_attention(query, new["key"], new["value"], visible, scale=config.attention_scale)
+
+            x = self._block(layer_params)(x, local_angles if slides else angles, attend)
+        return self._final_norm(decode_params["params"], x)[:, 0], new_cache
+
+    def decode_logits(self, decode_params, hidden):
+        """float32 logits [B, V] of hidden [B, D]."""
+        head = decode_params["head"]
+        return jnp.einsum("bd,vd->bv", hidden.astype(head.dtype), head, preferred_element_type=jnp.float32)

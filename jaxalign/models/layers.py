@@ -1,0 +1,173 @@
+"""The parts of a decoder block as Flax NNX modules, and the one matrix product rule that all of them use.
+
+Modules hold float32 kernels of form [in, out]. `Precision` says in which dtype products are taken and activations are
+kept; it is decided once per backend and handed down, so no layer asks where it runs.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxalign.models.config import DecoderConfig
+
+
+class Precision(NamedTuple):
+    """compute: dtype of the operands of matrix products; activation: dtype of what flows between them."""
+
+    compute: str
+    activation: str
+
+
+def default_precision(compute: str, platform: str | None = None) -> Precision:
+    """bfloat16 products give float32 on a CPU (2-3x faster than bfloat16 out there), bfloat16 on GPU and TPU."""
+    platform = platform or jax.default_backend()
+    return Precision(compute, "float32" if platform == "cpu" else compute)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2,))
+def matmul(x, kernel, precision: Precision):
+    """`x [..., in] @ kernel [in, out]` with operands in `precision.compute`.
+
+    The result has the activation dtype. Backward, the cotangent is cast to the compute dtype too, which JAX's own rule
+    would not do (it would multiply in float32 at a third of the speed); the kernel's gradient is accumulated and
+    returned in float32.
+    """
+    return jnp.matmul(
+        x.astype(precision.compute), kernel.astype(precision.compute), preferred_element_type=precision.activation
+    )
+
+
+def _matmul_forward(x, kernel, precision):
+    # An empty array carries x's dtype: residuals are arrays, and x itself is kept in the compute dtype only.
+    return matmul(x, kernel, precision), (x.astype(precision.compute), kernel, jnp.empty((0,), x.dtype))
+
+
+def _matmul_backward(precision, residuals, cotangent):
+    x, kernel, like = residuals
+    cotangent = cotangent.astype(precision.compute)
+    contract_out = (((cotangent.ndim - 1,), (1,)), ((), ()))
+    d_x = jax.lax.dot_general(
+        cotangent, kernel.astype(precision.compute), contract_out, preferred_element_type=precision.activation
+    )
+    rows = tuple(range(x.ndim - 1))
+    d_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    return d_x.astype(like.dtype), d_kernel.astype(kernel.dtype)
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
+class Linear(nnx.Module):
+    def __init__(self, in_dim, out_dim, precision, rngs, use_bias=False):
+        self.kernel = nnx.Param(jax.random.normal(rngs.params(), (in_dim, out_dim)) * in_dim**-0.5)
+        self.bias = nnx.Param(jnp.zeros((out_dim,))) if use_bias else None
+        self.precision = precision
+
+    def __call__(self, x):
+        # Named for the remat policy "products": matmul's own rule hides its product from JAX's policies about dots.
+        y = checkpoint_name(matmul(x, self.kernel[...], self.precision), "product")
+        return y if self.bias is None else y + self.bias[...].astype(y.dtype)
+
+
+class RMSNorm(nnx.Module):
+    """x / rms(x) * (scale + offset), computed in float32 and returned in x's dtype."""
+
+    def __init__(self, dim, config: DecoderConfig):
+        self.scale = nnx.Param(jnp.full((dim,), 1.0 - config.norm_offset))
+        self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
+
+    def __call__(self, x):
+        x32 = x.astype(jnp.float32)
+        x32 = x32 * jax.lax.rsqrt(jnp.mean(x32 * x32, axis=-1, keepdims=True) + self.epsilon)
+        return (x32 * (self.scale[...] + self.offset)).astype(x.dtype)
+
+
+def rope_angles(positions, config: DecoderConfig, *, local: bool = False):
+    """Angles [..., head_dim / 2] in float32 of rotary embedding at `positions` [...] (Su et al., arXiv 2104.09864).
+
+    `local` takes the base of sliding layers (Gemma 3), which is never rescaled. Rescaling: "linear" divides every
+    frequency; "llama3" divides only wavelengths that are long against the original window, with a smooth crossover.
+    """
+    theta = config.rope_local_theta if local and config.rope_local_theta else config.rope_theta
+    frequency = theta ** (-jnp.arange(0, config.head_dim, 2, dtype=jnp.float32) / config.head_dim)
+    if config.rope_scaling and not (local and config.rope_local_theta):
+        kind, factor, *rest = config.rope_scaling
+        if kind == "linear":
+            frequency = frequency / factor
+        else:
+            low, high, original = rest
+            turns = original * frequency / (2 * jnp.pi)  # full turns within the original window
+            smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
+            frequency = frequency * (smooth + (1 - smooth) / factor)
+    return positions[..., None].astype(jnp.float32) * frequency
+
+
+def rotate(x, angles):
+    """Rotate halves of x [B, T, heads, head_dim] by angles [B, T, head_dim / 2]."""
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
+
+
+# (query [B, T, H, d], key [B, T, KV, d], value [B, T, KV, d]) -> [B, T, H, d]
+Attend = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+class Attention(nnx.Module):
+    """Projections, QK-norm and rotation; which keys a query sees is the business of `attend`."""
+
+    def __init__(self, config: DecoderConfig, precision, rngs):
+        dim, head_dim = config.embed_dim, config.head_dim
+        self.query = Linear(dim, config.num_heads * head_dim, precision, rngs, config.qkv_bias)
+        self.key = Linear(dim, config.num_kv_heads * head_dim, precision, rngs, config.qkv_bias)
+        self.value = Linear(dim, config.num_kv_heads * head_dim, precision, rngs, config.qkv_bias)
+        self.output = Linear(config.num_heads * head_dim, dim, precision, rngs)
+        self.query_norm = RMSNorm(head_dim, config) if config.qk_norm else None
+        self.key_norm = RMSNorm(head_dim, config) if config.qk_norm else None
+        self.head_dim = head_dim
+
+    def __call__(self, x, angles, attend: Attend):
+        def heads(y):
+            return y.reshape(*y.shape[:-1], -1, self.head_dim)
+
+        query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
+        if self.query_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        out = attend(rotate(query, angles), rotate(key, angles), value)
+        return self.output(out.reshape(*out.shape[:-2], -1))
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: DecoderConfig, precision, rngs):
+        self.gate = Linear(config.embed_dim, config.mlp_dim, precision, rngs)
+        self.up = Linear(config.embed_dim, config.mlp_dim, precision, rngs)
+        self.down = Linear(config.mlp_dim, config.embed_dim, precision, rngs)
+        self.activation = config.activation
+
+    def __call__(self, x):
+        gate = self.gate(x)
+        gate = jax.nn.silu(gate) if self.activation == "silu" else jax.nn.gelu(gate, approximate=True)
+        return self.down(gate * self.up(x))
+
+
+class Block(nnx.Module):
+    """Pre-norm residual block; with `post_norms` each sub-layer's output is normalised before it is added."""
+
+    def __init__(self, config: DecoderConfig, precision, rngs):
+        self.attention_norm = RMSNorm(config.embed_dim, config)
+        self.attention = Attention(config, precision, rngs)
+        self.mlp_norm = RMSNorm(config.embed_dim, config)
+        self.mlp = Mlp(config, precision, rngs)
+        self.post_attention_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
+        self.post_mlp_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
+
+    def __call__(self, x, angles, attend: Attend):
+        y = self.attention(self.attention_norm(x), angles, attend)
+        x = x + (y if self.post_attention_norm is None else self.post_attention_norm(y))
+        y = self.mlp(self.mlp_norm(x))
+        return x + (y if self.post_mlp_norm is None else self.post_mlp_norm(y))

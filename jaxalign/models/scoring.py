@@ -1,0 +1,42 @@
+"""Log-probs of completions under a decoder: the one road from token ids to what losses take."""
+
+import jax
+
+from jaxalign.losses.log_probs import TokenLogProbs, token_log_probs
+from jaxalign.models.decoder import Decoder
+from jaxalign.models.rows import completion_rows, gather_predictors, separate
+
+
+def completion_log_probs(
+    decoder: Decoder, params, prompts, prompt_lengths, completions, mask, *, temperature=1.0, share_prompt=True
+) -> TokenLogProbs:
+    """Natural-log probabilities (nats) and entropies [P, K, T] of completion tokens, float32.
+
+    Args:
+      prompts: [P, S] right-padded ids of `prompt_lengths` [P] tokens.
+      completions, mask: [P, K, T]; what stands where the mask is 0 is meaningless and must be masked by the caller.
+      temperature: divides the logits; the temperature that the completions were sampled at.
+      share_prompt: one row per prompt with all K completions behind it, else one row per completion. Equal values; sharing
+        costs less while K T is short against what attention over the longer row costs.
+    """
+    arguments = (prompts, prompt_lengths, completions, mask)
+    rows = completion_rows(*(arguments if share_prompt else separate(*arguments)))
+    hidden = decoder.hidden(params, rows.tokens, rows.positions, rows.segments, rows.parents)
+    scored = token_log_probs(
+        gather_predictors(hidden, rows.predictors),
+        decoder.head(params),
+        completions.reshape(rows.predictors.shape),
+        temperature=temperature,
+        compute_dtype=decoder.compute_dtype,
+    )
+    return jax.tree.map(lambda a: a.reshape(completions.shape), scored)
+
+
+def frozen_copy(decoder: Decoder, params):
+    """A copy for scoring only, kernels and tables in the compute dtype (half the bytes in bfloat16): a reference policy."""
+
+    def copy(path, leaf):
+        table = path[-1].key in ("kernel", "embedding")
+        return leaf.astype(decoder.compute_dtype) if table else leaf + 0  # + 0: never an alias of a donated buffer
+
+    return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(copy, tree))(params)

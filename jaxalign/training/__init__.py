@@ -1,0 +1,1 @@
+"""How a step happens, anywhere: state, step, sharding, checkpoints, loop, logging."""

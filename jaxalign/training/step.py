@@ -1,0 +1,180 @@
+"""One optimizer update: a pure function, and the one place where it becomes a compiled one."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+
+from jaxalign.errors import UserError
+from jaxalign.objective import Objective, metric_means, safe_divide
+from jaxalign.objective import add as add_objectives
+from jaxalign.training.mesh import batch_sharding, batch_shards, replicated
+from jaxalign.training.state import TrainState
+
+# loss_fn(params, batch, key, extra) -> Objective
+LossFn = Callable[[Any, Any, jax.Array, Any], Objective]
+
+
+def _sums(params, batch, key, extra, loss_fn: LossFn):
+    """(objective, gradient of its total), all sums in float32."""
+
+    def total(params):
+        objective = loss_fn(params, batch, key, extra)
+        objective = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), objective)
+        return objective.total, objective
+
+    (_, objective), gradients = jax.value_and_grad(total, has_aux=True)(params)
+    return objective, gradients
+
+
+def _accumulated_sums(params, batch, key, extra, loss_fn: LossFn, micro_batches: int):
+    """`_sums` of the whole batch, a micro-batch at a time.
+
+    Row r goes to micro-batch r % micro_batches. With the rows lying over devices in contiguous blocks
+    every device keeps its own rows, and nothing moves.
+    """
+
+    def split(leaf):
+        rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
+        return jnp.moveaxis(rows, 1, 0)
+
+    def body(carry, inputs):
+        index, rows = inputs
+        objective, gradients = _sums(params, rows, jax.random.fold_in(key, index), extra, loss_fn)
+        gradients = jax.tree.map(lambda a: a.astype(jnp.float32), gradients)
+        return (add_objectives(carry[0], objective), jax.tree.map(jnp.add, carry[1], gradients)), None
+
+    stacked = jax.tree.map(split, batch)
+    first = jax.tree.map(lambda leaf: leaf[0], stacked)
+    shape = jax.eval_shape(lambda rows: _sums(params, rows, key, extra, loss_fn)[0], first)
+    zeros = (
+        jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shape),
+        jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), params),
+    )
+    return jax.lax.scan(body, zeros, (jnp.arange(micro_batches), stacked))[0]
+
+
+def _check_batch(batch, micro_batches: int, shards: int) -> None:
+    if micro_batches < 1:
+        raise UserError(f"micro_batches={micro_batches} must be at least 1")
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        name = f"batch{jax.tree_util.keystr(path)}"
+        if leaf.ndim == 0:
+            raise UserError(f"{name} is a scalar; every array of a batch has a leading batch axis")
+        if leaf.shape[0] % (micro_batches * shards):
+            raise UserError(
+                f"{name} has {leaf.shape[0]} rows, which {micro_batches} micro-batch(es) over {shards} "
+                "device(s) do not divide; change the batch size, micro_batches or the mesh"
+            )
+
+
+def _train_step(
+    state: TrainState,
+    batch: Any,
+    *,
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    micro_batches: int = 1,
+    shards: int = 1,
+    params_shardings: Any = None,
+) -> tuple[TrainState, dict[str, jax.Array]]:
+    """The mathematics of `make_train_step`."""
+    _check_batch(batch, micro_batches, shards)
+    key = jax.random.fold_in(state.key, state.step)
+    if micro_batches == 1:
+        sums = _sums(state.params, batch, jax.random.fold_in(key, 0), state.extra, loss_fn)
+    else:
+        sums = _accumulated_sums(state.params, batch, key, state.extra, loss_fn, micro_batches)
+    objective, gradients = sums
+    if params_shardings is not None:  # summed over devices straight into the pieces each device owns
+        gradients = jax.lax.with_sharding_constraint(gradients, params_shardings)
+
+    # A weight that is not finite makes the loss so too, instead of 0.
+    loss = safe_divide(objective.total, objective.weight) + 0 * objective.weight
+    scale = safe_divide(jnp.ones(()), objective.weight)
+    grad_norm = optax.tree.norm(gradients) * scale
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & jnp.isfinite(objective.weight)
+
+    # The raw sums enter the branch and are scaled there, and the norm comes along: with nothing but
+    # elementwise work left, the compiler updates parameters and moments in place. (Scaling or measuring
+    # before or after costs one more copy of all gradients, `where` over the state two.)
+    def update(params, opt_state, gradients):
+        gradients = jax.tree.map(lambda g, p: (g * scale).astype(p.dtype), gradients, params)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(
+            gradients, opt_state, params, grad_norm=grad_norm
+        )
+        return optax.apply_updates(params, updates), opt_state
+
+    def skip(params, opt_state, gradients):
+        del gradients
+        return params, opt_state
+
+    params, opt_state = jax.lax.cond(finite, update, skip, state.params, state.opt_state, gradients)
+    bad = (~finite).astype(jnp.int32)
+    state = state.replace(
+        step=state.step + 1,
+        params=params,
+        opt_state=opt_state,
+        skipped=state.skipped + bad,
+        skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
+    )
+    metrics = metric_means(objective.metrics) | {
+        "loss": loss,
+        "grad_norm": grad_norm,
+        "skipped": state.skipped,
+        "skipped_in_a_row": state.skipped_in_a_row,
+    }
+    rates = [rate for _, rate in optax.tree_utils.tree_get_all_with_path(opt_state, "learning_rate")]
+    if len(rates) == 1:
+        metrics["learning_rate"] = rates[0]
+    return state, metrics
+
+
+def make_train_step(
+    loss_fn: LossFn,
+    optimizer: optax.GradientTransformation,
+    *,
+    mesh: Mesh | None = None,
+    shardings: TrainState | None = None,
+    micro_batches: int = 1,
+) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    """The compiled `(state, batch) -> (state, metrics)`; the state is donated (do not use it again).
+
+    `loss_fn(params, batch, key, extra)` returns an Objective of the rows it is given; only `params`
+    receives gradient. Every array of the batch has a leading batch axis. With several micro-batches the
+    sums of losses, weights, metrics and gradients (float32) are accumulated and divided once by the
+    weight of the whole batch, so the result is that of one batch; it holds a second set of gradients.
+
+    If the loss or the norm of the gradient is not finite, parameters and optimizer state stay as they
+    are, bit for bit, and the step is counted in `skipped` and `skipped_in_a_row`; `step` goes on. A
+    batch of weight 0 has loss 0 and gradient 0; that update is applied (momentum and decay act).
+
+    Metrics: means of the objective's metrics, `loss`, `grad_norm` (of the mean loss, before clipping),
+    `skipped` (so far), `skipped_in_a_row`, and `learning_rate` of the last applied update if the
+    optimizer state holds one. The optimizer's `update` is given `grad_norm` as an extra argument.
+
+    With `mesh`, batches lie over (data, fsdp) (`mesh.put_batch`); `shardings` (`sharding.
+    state_shardings`) is the layout of the state, by default replicated.
+
+    Raises:
+      UserError (when called): rows that do not divide into micro-batches and devices.
+    """
+    step = functools.partial(_train_step, loss_fn=loss_fn, optimizer=optimizer, micro_batches=micro_batches)
+    if mesh is None:
+        return jax.jit(step, donate_argnums=0)
+    layout = replicated(mesh) if shardings is None else shardings
+    step = functools.partial(
+        step,
+        shards=batch_shards(mesh),
+        params_shardings=None if shardings is None else shardings.params,
+    )
+    return jax.jit(
+        step,
+        in_shardings=(layout, batch_sharding(mesh)),
+        out_shardings=(layout, replicated(mesh)),
+        donate_argnums=0,
+    )

@@ -1,0 +1,158 @@
+"""Decoder: one implementation, several faces (training rows, prefill, decode) that must agree with each other."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.errors import UserError
+from jaxalign.models.attention import visibility
+from jaxalign.models.config import NAMED, DecoderConfig
+from jaxalign.models.decoder import Decoder
+from jaxalign.models.layers import Precision, matmul
+
+ARCHITECTURES = {
+    "llama": dict(rope_scaling=("llama3", 8.0, 1.0, 4.0, 16)),
+    "qwen2": dict(qkv_bias=True, tie_embeddings=False),
+    "qwen3": dict(qk_norm=True),
+    "gemma3": dict(
+        sliding_window=4, sliding_pattern=2, rope_local_theta=100.0, post_norms=True, embed_scale=True, qk_norm=True,
+        norm_offset=1.0, activation="gelu_tanh", query_scale=0.3,
+    ),
+}  # fmt: skip
+
+
+def small(**options):
+    return DecoderConfig(
+        vocab_size=97, num_layers=4, embed_dim=32, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8,
+        max_positions=64, **options,
+    )  # fmt: skip
+
+
+@pytest.fixture(params=sorted(ARCHITECTURES))
+def decoder(request):
+    return Decoder(small(**ARCHITECTURES[request.param]), compute_dtype="float32")
+
+
+def random_params(decoder, seed=0):
+    """Random everywhere, so that a bias or a norm that is not applied shows."""
+    params = decoder.init(jax.random.key(seed))
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
+    return tree.unflatten([a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
+
+
+def plain_row(tokens):
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    return tokens, positions, jnp.ones_like(tokens)
+
+
+def test_prefill_and_decode_equal_the_whole_row(decoder):
+    params = random_params(decoder)
+    tokens = jax.random.randint(jax.random.key(2), (3, 12), 0, 97)
+    lengths = jnp.array([5, 3, 6])
+    whole = decoder.hidden(params, *plain_row(tokens))
+    prepared = decoder.decode_params(params)
+    hidden, cache = decoder.prefill(prepared, tokens[:, :6], lengths, capacity=12)
+    rows = jnp.arange(3)
+    np.testing.assert_allclose(hidden, whole[rows, lengths - 1], atol=2e-5)
+    for step in range(5):
+        hidden, cache = decoder.decode(prepared, tokens[rows, lengths + step], lengths + step, cache)
+        np.testing.assert_allclose(hidden, whole[rows, lengths + step], atol=2e-5)
+
+
+def test_logits_are_hidden_times_head(decoder):
+    params = random_params(decoder)
+    hidden = jax.random.normal(jax.random.key(5), (2, 32))
+    logits = decoder.decode_logits(decoder.decode_params(params), hidden)
+    np.testing.assert_allclose(logits, hidden @ decoder.head(params).T, atol=1e-5)
+
+
+def test_packed_examples_do_not_see_each_other(decoder):
+    params = random_params(decoder)
+    first, second = jax.random.randint(jax.random.key(3), (2, 1, 6), 0, 97)
+    packed = jnp.concatenate([first, second, jnp.full((1, 2), 7)], axis=1)
+    positions = jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 0]])
+    segments = jnp.array([[1] * 6 + [2] * 6 + [0] * 2])
+    together = decoder.hidden(params, packed, positions, segments)
+    np.testing.assert_allclose(together[:, :6], decoder.hidden(params, *plain_row(first)), atol=2e-5)
+    np.testing.assert_allclose(together[:, 6:12], decoder.hidden(params, *plain_row(second)), atol=2e-5)
+
+
+@pytest.mark.parametrize("remat", ["full", "products"])
+def test_remat_changes_no_gradient(decoder, remat):
+    params = random_params(decoder)
+    row = plain_row(jax.random.randint(jax.random.key(4), (2, 9), 0, 97))
+
+    def gradient(remat):
+        model = Decoder(decoder.config, compute_dtype="float32", remat=remat)
+        return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.hidden(p, *row)))))(params)
+
+    chex.assert_trees_all_close(gradient(remat), gradient("none"), rtol=1e-4, atol=1e-5)
+
+
+def test_remat_full_keeps_less_than_none():
+    config = small()
+
+    def temporary_bytes(remat):
+        model = Decoder(config, compute_dtype="float32", remat=remat)
+        row = plain_row(jnp.zeros((4, 64), jnp.int32))
+        gradient = jax.jit(jax.grad(lambda p: jnp.sum(model.hidden(p, *row))))
+        return gradient.lower(model.abstract_params()).compile().memory_analysis().temp_size_in_bytes
+
+    full, products, none = (temporary_bytes(remat) for remat in ("full", "products", "none"))
+    assert full < products < none
+
+
+def test_matmul_gradients_equal_jax_in_float32_and_are_near_in_bfloat16():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 16))
+    kernel = jax.random.normal(jax.random.key(1), (16, 7))
+
+    def gradients(product):
+        return jax.grad(lambda x, k: jnp.sum(jnp.sin(product(x, k))), argnums=(0, 1))(x, kernel)
+
+    expected = gradients(lambda x, k: x @ k)
+    exact = gradients(lambda x, k: matmul(x, k, Precision("float32", "float32")))
+    half = gradients(lambda x, k: matmul(x, k, Precision("bfloat16", "float32")))
+    chex.assert_trees_all_close(exact, expected, rtol=1e-5, atol=1e-5)
+    chex.assert_trees_all_close(half, expected, atol=0.2)
+    assert all(g.dtype == jnp.float32 for g in half)
+
+
+def test_visibility_by_a_plain_loop():
+    rng = np.random.default_rng(0)
+    segments = rng.integers(0, 4, (3, 10))
+    parents = rng.integers(0, 3, (3, 10))
+    positions = rng.integers(0, 10, (3, 10))
+    got = np.asarray(visibility(jnp.array(segments), jnp.array(parents), positions=jnp.array(positions), window=4))
+    for b in range(3):
+        for q in range(10):
+            for k in range(10):
+                related = segments[b, k] in (segments[b, q], parents[b, q]) and segments[b, k] > 0
+                near = positions[b, q] - positions[b, k] < 4
+                assert got[b, q, k] == (q == k or (related and k <= q and near))
+
+
+@pytest.mark.parametrize(
+    ("name", "billions"),
+    [
+        ("qwen3_0_6b", 0.596),
+        ("qwen3_8b", 8.19),
+        ("qwen3_32b", 32.76),
+        ("smollm2_135m", 0.134515008),
+        ("gemma3_270m", 0.268),
+    ],
+)
+def test_named_sizes_have_the_published_number_of_parameters(name, billions):
+    """Published counts: Qwen3 report (0.6B: 0.596 shared embedding), SmolLM2-135M 134,515,008, Gemma 3 270M."""
+    shapes = Decoder(NAMED[name]).abstract_params()
+    count = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    assert count / 1e9 == pytest.approx(billions, rel=2e-3)
+
+
+def test_wrong_values_are_refused():
+    with pytest.raises(UserError, match="does not divide num_heads=4"):
+        DecoderConfig(8, 1, 8, 8, num_heads=4, num_kv_heads=3, head_dim=2, max_positions=8)
+    with pytest.raises(UserError, match=r"model.remat='sometimes'.*full"):
+        Decoder(small(), remat="sometimes")

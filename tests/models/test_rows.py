@@ -1,0 +1,66 @@
+"""Shared-prompt rows give what separate rows give, for values and gradients."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from test_decoder import ARCHITECTURES, random_params, small
+
+from jaxalign.models.decoder import Decoder
+from jaxalign.models.rows import completion_rows, gather_predictors, separate
+
+
+def batch(seed=0, num_prompts=2, prompt_size=5, siblings=3, length=4):
+    rng = np.random.default_rng(seed)
+    lengths = rng.integers(1, prompt_size + 1, num_prompts)
+    completion_lengths = rng.integers(0, length + 1, (num_prompts, siblings))
+    mask = np.arange(length) < completion_lengths[..., None]
+    return tuple(
+        map(
+            jnp.array,
+            (
+                rng.integers(0, 97, (num_prompts, prompt_size)),
+                lengths,
+                rng.integers(0, 97, (num_prompts, siblings, length)),
+                mask.astype(np.float32),
+            ),
+        )
+    )
+
+
+def predicting_hidden(decoder, params, arguments):
+    rows = completion_rows(*arguments)
+    hidden = decoder.hidden(params, rows.tokens, rows.positions, rows.segments, rows.parents)
+    return gather_predictors(hidden, rows.predictors)
+
+
+@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+def test_shared_prompt_equals_plain_unpadded_forward(architecture):
+    decoder = Decoder(small(**ARCHITECTURES[architecture]), compute_dtype="float32")
+    params = random_params(decoder)
+    prompts, lengths, completions, mask = arguments = batch()
+    shared = predicting_hidden(decoder, params, arguments)
+    for p in range(2):
+        for k in range(3):
+            n, length = int(mask[p, k].sum()), int(lengths[p])
+            tokens = jnp.concatenate([prompts[p, :length], completions[p, k, :n]])[None]
+            positions = jnp.arange(tokens.shape[1])[None]
+            plain = decoder.hidden(params, tokens, positions, jnp.ones_like(tokens))
+            np.testing.assert_allclose(shared[p, k, :n], plain[0, length - 1 : length - 1 + n], atol=2e-5)
+
+
+def test_shared_and_separate_rows_have_equal_gradients():
+    decoder = Decoder(small(qk_norm=True), compute_dtype="float32")
+    params = random_params(decoder)
+    arguments = batch(seed=3)
+    mask = arguments[3]
+
+    def gradient(arguments):
+        def total(params):
+            hidden = predicting_hidden(decoder, params, arguments).reshape(*mask.shape, -1)
+            return jnp.sum(jnp.where(mask[..., None] > 0, jnp.sin(hidden), 0.0))
+
+        return jax.jit(jax.grad(total))(params)
+
+    chex.assert_trees_all_close(gradient(arguments), gradient(separate(*arguments)), rtol=1e-4, atol=1e-5)
