@@ -4,10 +4,20 @@ A recipe calls one of these and changes what its paper changes. `arguments` pars
 `--config=configs/<name>.py:<words>`.
 """
 
+import inspect
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
 import ml_collections
+from jaxalign.losses.policy_gradient import policy_loss
+from jaxalign.losses.supervised import supervised_loss
+from jaxalign.methods import get_method
+from ml_collections import config_dict
 
 from jaxalign.errors import UserError
 from jaxalign.models.config import HUB_IDS
+from jaxalign.rewards.advantages import ADVANTAGES
 
 
 def arguments(text: str | None, known: dict[str, str]) -> set[str]:
@@ -17,6 +27,14 @@ def arguments(text: str | None, known: dict[str, str]) -> set[str]:
         meanings = "; ".join(f"{name}: {meaning}" for name, meaning in known.items())
         raise UserError(f"--config=...:{word} is not known here; use one or more of [{meanings}]")
     return words
+
+
+def one_of(words: set[str], choices: Iterable[str], default: str) -> str:
+    """The one word of `choices` that was given, else the default."""
+    given = sorted(words & set(choices))
+    if len(given) > 1:
+        raise UserError(f"--config=...:{','.join(given)}: give one of them, they exclude each other")
+    return given[0] if given else default
 
 
 SIZES = {name: f"weights of {hub_id}" for name, hub_id in HUB_IDS.items()}
@@ -76,19 +94,74 @@ def base(name: str, experiment: str, steps: int) -> ml_collections.ConfigDict:
     return config
 
 
-def rl(name: str) -> ml_collections.ConfigDict:
-    """Group-relative policy-gradient training on questions with a checkable answer."""
-    config = base(name, "rl", steps=40)
+def options_of(function: Callable, preset: Mapping[str, Any]) -> ml_collections.ConfigDict:
+    """The keyword options of a piece as config keys: its own defaults, changed by `preset`.
 
-    config.data = ml_collections.ConfigDict()
-    config.data.source = (
-        "arithmetic"  # arithmetic | reasoning_gym:<dataset> | tfds:<name> | a .jsonl/.parquet file or folder
-    )
-    config.data.held_out = "arithmetic:held_out"  # the same forms; never trained on
-    config.data.prompt_field = "prompt"
-    config.data.chat = True  # wrap the prompt as a user message in the model's chat template
-    config.data.system_prompt = ""  # "": what the template itself does without one
-    config.data.max_prompt_tokens = 64  # longer prompts are an error
+    Only numbers, texts and switches are options; arrays are arguments. An option that is off (None) keeps its type.
+    """
+    config = ml_collections.ConfigDict()
+    hints = typing.get_type_hints(function)
+    for name, parameter in inspect.signature(function).parameters.items():
+        kinds = [kind for kind in (bool, int, float, str) if _allows(hints.get(name), kind)]
+        if parameter.kind is parameter.KEYWORD_ONLY and kinds:
+            value = preset.get(name, parameter.default)
+            config[name] = config_dict.placeholder(kinds[-1]) if value is None else value
+    unknown = set(preset) - set(config)
+    if unknown:
+        raise TypeError(f"{function.__name__} has no option {min(unknown)!r}")
+    return config
+
+
+def _allows(hint: Any, kind: type) -> bool:
+    if typing.get_origin(hint) is typing.Literal:
+        return all(type(value) is kind for value in typing.get_args(hint))
+    return hint is kind or any(_allows(part, kind) for part in typing.get_args(hint))
+
+
+def questions() -> ml_collections.ConfigDict:
+    """Where prompts come from. A source is what `jaxalign.data.sources.load_source` reads."""
+    config = ml_collections.ConfigDict()
+    # "arithmetic?split=train", "reasoning_gym:chain_sum?split=train", "tfds:name?split=train", a .jsonl or .parquet
+    # file (or a pattern of them), or a folder of `datasets.save_to_disk`
+    config.source = "arithmetic?split=train"
+    config.held_out = "arithmetic?split=held_out"  # the same forms, never trained on; "": no evaluation
+    config.prompt_field = "prompt"
+    config.chat = True  # the prompt as a user message in the model's chat template; False: as it stands
+    config.system_prompt = ""  # "": what the template itself does without one
+    config.max_prompt_tokens = 64  # a longer prompt is an error
+    return config
+
+
+def reward() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.names = ("last_integer",)  # built-in verifiers, or "module:function" of your own; the first is the verifier
+    config.weights = (1.0,)
+    config.options = ml_collections.ConfigDict()  # by reward: --config.reward.options.last_number="{'tolerance': 0.1}"
+    config.time_limit = 5.0  # seconds for one call of a function of your own
+    return config
+
+
+def evaluation(*budgets: int) -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.max_questions = 256
+    config.max_new_tokens = budgets  # one decode of the largest gives the solve rate at each
+    config.slots = 128  # rows decoded at once; 0: all
+    return config
+
+
+def packing() -> ml_collections.ConfigDict:
+    config = ml_collections.ConfigDict()
+    config.completion_field = "answer"
+    config.row_length = 128  # tokens of a packed row
+    config.rows_per_step = 8
+    config.too_long = "error"  # error | drop (counted)
+    return config
+
+
+def rl(name: str, method: str = "grpo", *, steps: int) -> ml_collections.ConfigDict:
+    """Group-relative policy-gradient training on questions with a checkable answer, with the settings of a method."""
+    config = base(name, "rl", steps)
+    config.data = questions()
 
     config.rollout = ml_collections.ConfigDict()
     config.rollout.prompts_per_step = 8
@@ -101,49 +174,47 @@ def rl(name: str) -> ml_collections.ConfigDict:
     config.rollout.stop_strings = ()
     config.rollout.slots = 0  # rows decoded at once, refilled as they finish; 0: all
 
-    config.reward = ml_collections.ConfigDict()
-    config.reward.names = ("last_integer",)  # built-in verifiers, or "module:function" of your own
-    config.reward.weights = (1.0,)
-    config.reward.time_limit = 5.0  # seconds per call of your own functions
+    row = get_method(method)
+    config.reward = reward()
+    config.reward.combine = "sum"  # sum | normalise_each: normalise every reward within its group first
+    config.reward.kl_coefficient = float(row.kl_in_reward)  # of the summed k1 to the reference, taken off the reward
 
     config.rl = ml_collections.ConfigDict()
-    config.rl.method = "grpo"  # a preset of jaxalign.methods; the values below override it where not None
     config.rl.epochs = 1  # passes over each batch of completions
     config.rl.batches_per_epoch = 1  # optimizer updates per pass
-    config.rl.kl_coefficient = 0.0  # beta; 0 keeps the reference for reporting only if report_kl
-    config.rl.report_kl = True  # holds a reference copy in compute dtype and reports k3 to it
-    config.rl.share_prompt = True  # completions of a group share one row behind their prompt
-    config.rl.settings = ml_collections.ConfigDict()  # keyword overrides of the preset, see docs/configs.md
+    config.rl.old_log_probs = "rollout"  # rollout | scored: of what sampled, with more than one update per batch
+    config.rl.report_kl = True  # holds a copy of the first weights in the compute dtype and reports k3 to it
+    config.rl.share_prompt = True  # completions of a group share one row behind their prompt (equal, and cheaper)
+    config.rl.mask_truncated = False  # completions cut off by max_new_tokens count nothing in the loss
+    config.rl.advantages = ml_collections.ConfigDict({"kind": row.advantages["kind"]})
+    options = {key: value for key, value in row.advantages.items() if key != "kind"}
+    config.rl.advantages.update(options_of(ADVANTAGES[row.advantages["kind"]], options))
+    config.rl.loss = options_of(policy_loss, row.loss)
 
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.max_questions = 256
-    config.evaluation.max_new_tokens = 12
-    config.evaluation.base_max_new_tokens = 64  # the untrained model is also given this many; 0: no
-    config.evaluation.slots = 128
+    config.evaluation = evaluation(12, 64)
 
-    config.warm_start = ml_collections.ConfigDict()  # supervised steps before RL, for untrained weights
+    config.warm_start = packing()  # supervised steps before RL, for untrained weights
     config.warm_start.steps = 0
+    config.warm_start.learning_rate = 3e-3
     return config
 
 
-def sft(name: str) -> ml_collections.ConfigDict:
+def sft(name: str, *, steps: int) -> ml_collections.ConfigDict:
     """Supervised fine-tuning on (prompt, completion) pairs; the loss counts completion tokens only."""
-    config = base(name, "sft", steps=100)
-    config.data = ml_collections.ConfigDict()
-    config.data.source = "arithmetic"
-    config.data.held_out = "arithmetic:held_out"
-    config.data.prompt_field = "prompt"
-    config.data.completion_field = "answer"
-    config.data.chat = True
-    config.data.system_prompt = ""
-    config.data.row_length = 128  # tokens of a packed row
-    config.data.rows_per_step = 8
-    config.data.too_long = "error"  # error | drop (counted)
-    config.sft = ml_collections.ConfigDict()
-    config.sft.aggregation = "token-mean"
-    config.evaluation = ml_collections.ConfigDict()
-    config.evaluation.max_questions = 256
-    config.evaluation.max_new_tokens = 12
-    config.evaluation.base_max_new_tokens = 0
-    config.evaluation.slots = 128
+    config = base(name, "sft", steps)
+    config.data = questions()
+    config.packing = packing()
+    config.reward = reward()  # scores the held-out completions
+    config.loss = options_of(supervised_loss, get_method("sft").loss)
+    config.evaluation = evaluation(12)
     return config
+
+
+def untrained(config: ml_collections.ConfigDict) -> None:
+    """Turns a recipe into its smallest form: a Qwen3 of 0.8 M parameters from nothing, on one-digit sums."""
+    config.model.path = "random:tiny_qwen3"
+    config.model.remat = "none"
+    config.data.source = "arithmetic?split=train&operations=+&max_operand=9&template={question}="
+    config.data.held_out = "arithmetic?split=held_out&operations=+&max_operand=9&template={question}="
+    config.data.chat = False
+    config.evaluation.max_new_tokens = (4,)

@@ -1,91 +1,143 @@
 """Questions with checkable answers: prompts as ids, and the greedy solve rate of a model on held-out ones."""
 
-import dataclasses
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import numpy as np
 
-from jaxalign.decoding.sampler import Sampler, SamplingConfig, pad_prompts
+from jaxalign.data.sources import Source, load_source, where
+from jaxalign.decoding.sampler import Sampler, SamplingConfig, bucket_length, pad_prompts
 from jaxalign.errors import UserError
+from jaxalign.rewards.runner import Reward, RewardRunner
 
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
 
-def encode_prompt(tokenizer, example: dict, data) -> list[int]:
-    """Token ids of an example's prompt: as a user message in the chat template if `data.chat`, else as it stands.
+class Questions:
+    """A source of `prompt_field` (and whatever the rewards read) whose prompts are rendered and encoded.
 
-    Raises UserError if the prompt is longer than data.max_prompt_tokens (where the config has that limit).
+    Args:
+      data: the config group: `prompt_field`, `chat`, `system_prompt`, `max_prompt_tokens`.
+      key: the config key that names the source, for messages.
+
+    Raises UserError: an example without the prompt, or with one that is longer than the limit.
     """
-    prompt = example[data.prompt_field]
-    if data.chat:
-        messages = [{"role": "user", "content": prompt}]
-        if data.system_prompt:
-            messages.insert(0, {"role": "system", "content": data.system_prompt})
-        ids = tokenizer.apply_chat(messages, add_generation_prompt=True)
-    else:
-        ids = tokenizer.encode(prompt)
-    limit = data.get("max_prompt_tokens", None)
-    if limit is not None and len(ids) > limit:
-        raise UserError(
-            f"a prompt of config.data.source has {len(ids)} tokens, more than config.data.max_prompt_tokens={limit}: "
-            f"{prompt[:80]!r}; raise the limit or drop such prompts"
-        )
-    return ids
+
+    def __init__(self, spec: str, tokenizer, data, key: str):
+        self.source: Source = load_source(spec)
+        self._tokenizer, self._data, self._key = tokenizer, data, key
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def __getitem__(self, index: int) -> dict:
+        example = self.source[index]
+        field = self._data.prompt_field
+        if not isinstance(example.get(field), str):
+            raise UserError(
+                f"{where(self.source, index)} (config.data.{self._key}) has no text under {field!r}; its fields are "
+                f"{', '.join(map(str, example))}. Name the right one by config.data.prompt_field"
+            )
+        return dict(example, prompt=example[field], prompt_ids=self._encode(example[field], index))
+
+    def _encode(self, prompt: str, index: int) -> list[int]:
+        ids = encode_prompt(self._tokenizer, prompt, self._data)
+        limit = self._data.max_prompt_tokens
+        if len(ids) > limit:
+            raise UserError(
+                f"{where(self.source, index)} (config.data.{self._key}) has a prompt of {len(ids)} tokens, more than "
+                f"config.data.max_prompt_tokens={limit}: {prompt[:60]!r}; raise the limit or drop such prompts"
+            )
+        return ids
 
 
-def decode_completions(tokenizer, ids, lengths) -> list[str]:
-    """Texts of completion ids [N, T] of `lengths` [N]; special tokens are left out."""
+def encode_prompt(tokenizer, prompt: str, data) -> list[int]:
+    """Token ids of a prompt: as a user message in the chat template if `data.chat`, else as it stands."""
+    if not data.chat:
+        return tokenizer.encode(prompt)
+    messages = [{"role": "user", "content": prompt}]
+    if data.system_prompt:
+        messages.insert(0, {"role": "system", "content": data.system_prompt})
+    return tokenizer.apply_chat(messages, add_generation_prompt=True)
+
+
+def prompt_width(questions: Questions, sample: int = 4096) -> int:
+    """The padded width that fits the first `sample` prompts, so that nearly all batches share one compiled program."""
+    lengths = [len(questions[index]["prompt_ids"]) for index in range(min(len(questions), sample))]
+    return bucket_length(lengths, PROMPT_BUCKET)
+
+
+def padded(prompt_ids: Sequence[Sequence[int]], width: int) -> tuple[np.ndarray, np.ndarray]:
+    """Right-padded ids and lengths, at least `width` wide; a longer prompt widens the batch to its own bucket."""
+    ids, lengths = pad_prompts(prompt_ids, PROMPT_BUCKET)
+    return np.pad(ids, ((0, 0), (0, max(width - ids.shape[1], 0)))), lengths
+
+
+def completion_texts(tokenizer, ids, lengths) -> list[str]:
+    """Texts of completion ids [N, T] of `lengths` [N], special tokens left out."""
     return [tokenizer.decode(row[:n].tolist()) for row, n in zip(np.asarray(ids), np.asarray(lengths), strict=True)]
 
 
-def sampling_config(tokenizer, **options) -> SamplingConfig:
-    return SamplingConfig(stop_token_ids=tuple(tokenizer.eos_ids), **options)
-
-
-@dataclasses.dataclass
-class SolveRate:
-    """Share of questions whose greedy completion the verifier accepts, per question and in the mean."""
-
-    max_new_tokens: int
-    correct: np.ndarray  # [questions] in [0, 1]
-    seconds: float
-    texts: list[str]
-
-    @property
-    def rate(self) -> float:
-        return float(self.correct.mean())
+def make_rewards(reward) -> RewardRunner:
+    """The rewards of the config group `reward`: `names`, `weights`, `options` by name, `time_limit`."""
+    if len(reward.names) != len(reward.weights):
+        raise UserError(
+            f"config.reward.names has {len(reward.names)} entries and config.reward.weights {len(reward.weights)}; "
+            "give one weight per reward"
+        )
+    unknown = set(reward.options) - set(reward.names)
+    if unknown:
+        raise UserError(f"config.reward.options.{min(unknown)} names no reward of config.reward.names={reward.names}")
+    return RewardRunner(
+        [
+            Reward(name, weight=weight, options=dict(reward.options.get(name, {})), time_limit=reward.time_limit)
+            for name, weight in zip(reward.names, reward.weights, strict=True)
+        ]
+    )
 
 
 class HeldOut:
-    """Greedy evaluation on a fixed set of questions; `budgets` reads one decode at several token budgets."""
+    """Greedy completions of held-out questions, scored by the first of the rewards.
 
-    def __init__(self, decoder, tokenizer, examples: Sequence[dict], data, verifier: Callable, slots: int):
-        self.decoder, self.tokenizer, self.examples, self.verifier = decoder, tokenizer, list(examples), verifier
-        self.slots = slots
-        self.prompts, self.lengths = pad_prompts(
-            [encode_prompt(tokenizer, example, data) for example in self.examples], PROMPT_BUCKET
+    Args:
+      questions: at most `evaluation.max_questions` of them are taken, from the first on.
+      rewards: the runner; its first reward is the verifier. What it cannot score counts 0.
+      evaluation: the config group with `max_questions`, `max_new_tokens` (budgets in tokens), `slots`.
+    """
+
+    def __init__(self, decoder, tokenizer, questions: Questions, rewards: RewardRunner, evaluation):
+        count = min(len(questions), evaluation.max_questions)
+        self.questions = [questions[index] for index in range(count)]
+        self.budgets = tuple(evaluation.max_new_tokens)
+        self._tokenizer, self._rewards = tokenizer, rewards
+        self._prompts, self._lengths = pad_prompts([q["prompt_ids"] for q in self.questions], PROMPT_BUCKET)
+        sampling = SamplingConfig(
+            max_new_tokens=max(self.budgets), temperature=0.0, stop_token_ids=tuple(tokenizer.eos_ids)
         )
-        self.data = data
+        self._sampler = Sampler(decoder, sampling, slots=evaluation.slots or None)
 
-    def __call__(self, params, budgets: Sequence[int]) -> list[SolveRate]:
-        """Solve rates at each of `budgets` new tokens, from one greedy decode of the largest budget.
+    def __call__(self, params) -> dict[int, np.ndarray]:
+        """Scores [questions] by token budget, all from one decode of the largest.
 
-        A greedy completion of n tokens is the start of the one of more, so the smaller budgets cost nothing.
+        A greedy completion of n tokens is the beginning of the one of more, so the smaller budgets cost nothing.
         """
-        start = time.perf_counter()
-        sampling = sampling_config(self.tokenizer, max_new_tokens=max(budgets), temperature=0.0)
-        sampler = Sampler(self.decoder, sampling, slots=self.slots)
-        completions = sampler.sample(params, self.prompts, self.lengths, jax.random.key(0))
-        ids, lengths = np.asarray(completions.ids), np.asarray(completions.lengths)
-        seconds = time.perf_counter() - start
-        results = []
-        for budget in budgets:
-            texts = decode_completions(self.tokenizer, ids, np.minimum(lengths, budget))
-            correct = [
-                float(self.verifier(example[self.data.prompt_field], text, example))
-                for example, text in zip(self.examples, texts, strict=True)
-            ]
-            results.append(SolveRate(budget, np.array(correct, np.float32), seconds, texts))
-        return results
+        found = self._sampler.sample(params, self._prompts, self._lengths, jax.random.key(0))
+        ids, lengths = np.asarray(found.ids), np.asarray(found.lengths)
+        prompts = [question["prompt"] for question in self.questions]
+        scores = {}
+        for budget in self.budgets:
+            texts = completion_texts(self._tokenizer, ids, np.minimum(lengths, budget))
+            scores[budget] = np.nan_to_num(self._rewards(prompts, texts, self.questions).rewards[:, 0])
+        return scores
+
+    def metrics(self, params) -> dict[str, float]:
+        """Mean score by budget, for the log."""
+        return {f"solve_rate_{budget}_tokens": float(scores.mean()) for budget, scores in self(params).items()}
+
+    def record(self, session, params, when: str) -> None:
+        """Evaluates and hands the scores to the session's table, unless it holds them already (after a resume)."""
+        names = {budget: f"held-out solve rate, greedy, {budget} new tokens" for budget in self.budgets}
+        if all(session.has(name, when) for name in names.values()):
+            return
+        for budget, scores in self(params).items():
+            session.record(names[budget], when, scores)

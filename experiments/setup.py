@@ -1,6 +1,7 @@
-"""From a config to what every experiment on a decoder starts with: model, tokenizer, mesh and a sharded state."""
+"""From a config to what every experiment on a decoder starts with: model, tokenizer, mesh, sharded state."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 
@@ -11,21 +12,31 @@ from jaxalign.models.config import NAMED
 from jaxalign.models.decoder import Decoder
 from jaxalign.training.mesh import make_mesh
 from jaxalign.training.optimizers import make_optimizer
-from jaxalign.training.sharding import DECODER_RULES, shardings_for
+from jaxalign.training.sharding import DECODER_RULES, shardings_for, state_shardings
+from jaxalign.training.state import TrainState, abstract_state, create_state
 
 
 class Model(NamedTuple):
-    """A decoder with weights on the mesh. `source` says in one line which weights these are and why."""
+    """A decoder whose weights have not been read yet; `read()` gives them on the mesh."""
 
     decoder: Decoder
-    params: dict
     tokenizer: Tokenizer
     mesh: jax.sharding.Mesh
-    source: str
+    shardings: Any  # a tree of NamedSharding like the parameters
+    read: Callable[[], dict]
+    source: str  # one line: which weights, and why these
+
+    def describe(self) -> str:
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.decoder.abstract_params()))
+        precision = self.decoder.precision
+        return f"{size / 1e6:,.1f} M parameters, float32; products in {precision.compute}"
 
 
 def build_model(config) -> Model:
-    """The model of `config.model` on the mesh of `config.mesh`."""
+    """The model of `config.model` on the mesh of `config.mesh`.
+
+    Raises UserError: no such model, a tokenizer of another model, a mesh that does not fit the devices.
+    """
     mesh = make_mesh(**config.mesh)
     options = {key: config.model[key] for key in ("compute_dtype", "remat", "attention")}
     path = config.model.path
@@ -33,23 +44,41 @@ def build_model(config) -> Model:
         name = path.removeprefix("random:")
         if name not in NAMED:
             raise UserError(f"config.model.path={path!r}: no size of that name; known are {', '.join(NAMED)}")
-        decoder = Decoder(NAMED[name], **options)
-        shardings = shardings_for(decoder.abstract_params(), DECODER_RULES, mesh)
-        params = jax.jit(decoder.init, out_shardings=shardings)(jax.random.key(config.seed))
-        source = f"{name}, untrained weights (config.model.path={path!r})"
-        return Model(decoder, params, Tokenizer.bytes(), mesh, source)
+        decoder, tokenizer = Decoder(NAMED[name], **options), Tokenizer.bytes()
+        source = f"{name}, untrained weights, byte tokenizer (config.model.path={path!r})"
+    else:
+        opened = loading.open_model(path)
+        decoder, tokenizer, source = Decoder(opened.config, **options), opened.tokenizer, opened.source
+    shardings = shardings_for(decoder.abstract_params(), DECODER_RULES, mesh)
 
-    def place(decoder_config):
-        return shardings_for(Decoder(decoder_config, **options).abstract_params(), DECODER_RULES, mesh)
+    def read() -> dict:
+        if path.startswith("random:"):
+            return jax.jit(decoder.init, out_shardings=shardings)(jax.random.key(config.seed))
+        return opened.read(shardings=shardings)
 
-    loaded = loading.load(path, shardings=place)
-    return Model(Decoder(loaded.config, **options), loaded.params, loaded.tokenizer, mesh, loaded.source)
+    return Model(decoder, tokenizer, mesh, shardings, read, source)
 
 
 def build_optimizer(config, updates_per_step: int = 1):
-    """The optimizer of `config.optimizer`; schedules count updates, of which a step makes `updates_per_step`."""
+    """The optimizer of `config.optimizer`; its schedule counts updates, of which a step makes `updates_per_step`."""
     return make_optimizer(**config.optimizer, total_steps=config.train.steps * updates_per_step)
 
 
-def count_parameters(params) -> int:
-    return sum(leaf.size for leaf in jax.tree.leaves(params))
+class Layout(NamedTuple):
+    """The shapes and the places of a TrainState, before it exists."""
+
+    abstract: TrainState  # ShapeDtypeStructs that carry their shardings: to restore onto
+    shardings: TrainState
+
+
+def state_layout(model: Model, optimizer, extra: dict | None = None) -> Layout:
+    key = jax.random.key(0)
+    plain = abstract_state(model.decoder.abstract_params(), optimizer, key, extra)
+    shardings = state_shardings(plain, model.shardings, model.mesh)
+    abstract = abstract_state(model.decoder.abstract_params(), optimizer, key, extra, shardings=shardings)
+    return Layout(abstract, shardings)
+
+
+def fresh_state(config, params, optimizer, layout: Layout, extra: dict | None = None) -> TrainState:
+    """The state before the first step; it owns `params` (see `create_state`)."""
+    return create_state(params, optimizer, jax.random.key(config.seed), extra, shardings=layout.shardings)

@@ -125,6 +125,16 @@ class Tokenizer:
             return cls.from_gguf(path)
         return cls(_open(path), **{"name": str(path), **settings})
 
+    @classmethod
+    def bytes(cls) -> "Tokenizer":
+        """One token per byte (ids 0..255) and an end token, for models that are trained from nothing."""
+        alphabet = gguf_vocabulary.byte_alphabet()  # letter -> byte
+        backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=dict(alphabet), merges=[]))
+        backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        backend.decoder = tokenizers.decoders.ByteLevel()
+        backend.add_special_tokens([tokenizers.AddedToken("<|end|>", special=True, normalized=False)])
+        return cls(backend, eos_ids=(len(alphabet),), name="byte tokenizer")
+
     @functools.cached_property
     def vocab_size(self) -> int:
         """One more than the largest id. The embedding may have more rows: models pad it."""

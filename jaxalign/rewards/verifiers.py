@@ -1,8 +1,7 @@
 """Verifiers: functions (prompt, completion, example) -> float; how right is a completion?
 
-All are pure text functions of the standard library. `VERIFIERS` names them for configs;
-`get_verifier` binds options. The right answer is read from `example["answer"]` unless `field` says
-otherwise.
+All are pure text functions of the standard library. `VERIFIERS` names them for configs; `get_verifier`
+binds options. The right answer is read from `example["answer"]` unless `field` says otherwise.
 """
 
 import functools
@@ -43,9 +42,7 @@ def numbers(text: str) -> list[Decimal]:
 
 
 def last_integer(prompt: str, completion: str, example: Mapping[str, Any], *, field: str = "answer") -> float:
-    """1 if the last number of the completion is an integer (12, 12., 12.0, 1,200) and equals the
-    answer, else 0.
-    """
+    """1 if the last number of the completion is an integer (12, 12., 12.0, 1,200) equal to the answer, else 0."""
     return _integer(completion, example, field, -1)
 
 
@@ -69,9 +66,7 @@ def last_number(
     tolerance: float = 0.0,
     relative: float = 0.0,
 ) -> float:
-    """1 if the last number of the completion is within `max(tolerance, relative * |answer|)` of the
-    answer, else 0.
-    """
+    """1 if the last number is within `max(tolerance, relative * |answer|)` of the answer, else 0."""
     found = numbers(completion)
     if not found:
         return 0.0
@@ -90,8 +85,7 @@ def exact_answer(
     field: str = "answer",
     last_line: bool = False,
 ) -> float:
-    """1 if completion and answer are the same after `normalise`, else 0; a list of answers means
-    any of them.
+    """1 if completion and answer are the same after `normalise`, else 0; a list of answers means any of them.
 
     With `last_line`, only the completion's last line that is not blank is compared.
     """
@@ -116,11 +110,11 @@ _STARTS_WITH_CHOICE = re.compile(r"[\s*\"'(\[]*([A-Z])(?=\s*(?:[.):,\]*\"']|\n|$
 
 
 def multiple_choice(prompt: str, completion: str, example: Mapping[str, Any], *, field: str = "answer") -> float:
-    """1 if the chosen capital letter is the answer's, else 0. The answer is a letter or the
-    option's number from 0.
+    """1 if the chosen capital letter is the answer's, else 0.
 
-    The choice is the last letter said as such ("the answer is B", "(B)", "\\boxed{B}"), or else one
-    that opens the completion ("B", "B.", "B) because"). The word "A" of a sentence is no choice.
+    The answer is a letter or the option's number from 0. The choice is the last letter said as such ("the
+    answer is B", "(B)", "\\boxed{B}"), or else one that opens the completion ("B", "B.", "B) because"). The
+    word "A" of a sentence is no choice.
     """
     right = _field(example, field)
     if isinstance(right, int):
@@ -135,8 +129,7 @@ def multiple_choice(prompt: str, completion: str, example: Mapping[str, Any], *,
 def matches_format(
     prompt: str, completion: str, example: Mapping[str, Any], *, pattern: str, full: bool = True
 ) -> float:
-    """1 if the regular expression matches the whole completion (or, with full=False, anything in
-    it), else 0.
+    """1 if the regular expression matches the whole completion (full=False: anything in it), else 0.
 
     "." matches line breaks too. White space around the completion is ignored. Python's matcher
     cannot be interrupted: a pattern that may backtrack without end belongs in a worker
@@ -165,11 +158,9 @@ def length_within(
     softness: int = 0,
     unit: str = "characters",
 ) -> float:
-    """1 if the completion's length is in [minimum, maximum], falling linearly to 0 over `softness`
-    more or fewer units.
+    """1 if the completion's length is in [minimum, maximum], falling linearly to 0 over `softness` units outside.
 
-    `unit` is "characters" or "words". (Lengths in tokens are the business of
-    `jaxalign.rewards.advantages`.)
+    `unit` is "characters" or "words". (Lengths in tokens: `jaxalign.rewards.advantages.overlong_penalty`.)
     """
     if unit not in ("characters", "words"):
         raise UserError(f"length unit {unit!r} is not known; use 'characters' or 'words'")

@@ -1,12 +1,12 @@
 """The process in which a user's reward runs: started by `jaxalign.rewards.pool`.
 
-A script of its own that needs the standard library only, so that it starts in a tenth of a second
-and knows nothing of
-the training process: no JAX, no thread, no lock is inherited, and the training script is not run
-    again.
-Protocol, over one connection: the first message is the set-up; then ("load", name, path, options)
-    -> (True, "") or
-(False, why), and ("call", name, prompt, completion, example) -> (True, value) or (False, why).
+A script of its own that needs the standard library only, so that it starts in a tenth of a second and
+knows nothing of the training process: no JAX, no thread, no lock is inherited, and the training script
+is not run again.
+
+Protocol, over one connection: the first message is the set-up; then
+("load", name, path, options) -> (True, "") or (False, why), and
+("call", name, prompt, completion, example) -> (True, value) or (False, why).
 """
 
 import functools
@@ -57,6 +57,7 @@ def _serve(connection) -> None:
     sys.path[:] = setup["sys_path"]
     threading.Thread(target=_exit_with, args=(setup["parent"],), daemon=True).start()
     functions = {}
+    answer: tuple[bool, float | str]
     while True:
         try:
             action, name, *arguments = connection.recv()

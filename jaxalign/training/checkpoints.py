@@ -258,6 +258,20 @@ class Checkpointer:
             )
         return None
 
+    def check_config(self) -> None:
+        """Refuses early, before anything large is read: UserError if the newest checkpoint is of another config.
+
+        A checkpoint whose config cannot be read is left to `restore_latest`.
+        """
+        step = max(self.steps(), default=None)
+        if step is None:
+            return
+        with contextlib.suppress(BrokenCheckpoint):
+            with _reading():
+                texts = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
+                config = texts["config"]["config"]
+            self._check_config(step, config)
+
     def _set_aside(self, step: int) -> None:
         source = self.directory / str(step)
         target = self.directory / f"{step}{_BROKEN}"

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxalign.errors import UserError
@@ -35,14 +36,15 @@ def fit(
     checkpointer,
     log: Callable[[int, dict[str, float], list[dict]], None],
     stop: Callable[[], bool],
+    data_state: Callable[[int], dict],
     evaluate: Callable[[Any, int], None] | None = None,
 ):
     """Steps `start` .. `train.steps` - 1. Returns (state, number of steps done in all, whether stopped early).
 
-    `train` is the config group of that name. A checkpoint after n steps is saved under n; it holds `state` and the
-    number n, which is the data position. A step whose loss or gradient was not finite leaves `state` as it was and is
-    counted; after `train.max_skipped_in_a_row` such steps the batch is written to workdir/skipped_batch.pkl, a checkpoint
-    is saved and UserError is raised.
+    `train` is the config group of that name. A checkpoint after n steps is saved under n; it holds `state` and the data
+    position `data_state(n)`. A step whose loss or gradient was not finite leaves `state` as it was and is
+    counted; after `train.max_skipped_in_a_row` such steps the batch is written to workdir/skipped_batch.pkl, a
+    checkpoint is saved and UserError is raised.
     """
     done = start
     for step in range(start, train.steps):
@@ -53,27 +55,22 @@ def fit(
         metrics["seconds"] = time.perf_counter() - began
         log(done, metrics, completions)
         if metrics.get("skipped_in_a_row", 0) >= train.max_skipped_in_a_row:
-            _give_up(checkpointer, done, state, batch, Path(workdir), train)
+            path = Path(workdir) / "skipped_batch.pkl"
+            path.write_bytes(pickle.dumps(jax.tree.map(np.asarray, batch)))
+            checkpointer.save(done, state, data_state(done))
+            checkpointer.wait()
+            raise UserError(
+                f"{train.max_skipped_in_a_row} steps in a row had a loss or gradient that was not finite; the last batch "
+                f"is in {path}, the unchanged weights are in the checkpoint of step {done}. Lower "
+                "config.optimizer.learning_rate, or look at the rewards and log-probs of that batch"
+            )
         stopped = stop()
         last = done == train.steps
         if evaluate is not None and not last and train.evaluate_every and done % train.evaluate_every == 0:
             evaluate(state, done)
         if stopped or last or (train.save_every and done % train.save_every == 0):
-            checkpointer.save(done, state, {"step": done})
+            checkpointer.save(done, state, data_state(done))
         if stopped:
             return state, done, not last
     return state, done, False
 
-
-def _give_up(checkpointer, done, state, batch, workdir, train):
-    import jax
-
-    path = workdir / "skipped_batch.pkl"
-    path.write_bytes(pickle.dumps(jax.tree.map(np.asarray, batch)))
-    checkpointer.save(done, state, {"step": done})
-    checkpointer.wait()
-    raise UserError(
-        f"{train.max_skipped_in_a_row} steps in a row had a loss or gradient that was not finite; the last batch is in "
-        f"{path}, the unchanged weights are in the checkpoint of step {done}. Lower config.optimizer.learning_rate, or "
-        "look at the rewards and log-probs of that batch"
-    )

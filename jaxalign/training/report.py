@@ -53,13 +53,15 @@ def environment() -> dict[str, str]:
 def write_summary(workdir: str | Path, **entries: Any) -> None:
     """Adds `entries` to `summary.json`; an entry of the same name is replaced."""
     path = Path(workdir) / SUMMARY_FILE
-    summary = _read_summary(path) | entries
+    summary = read_summary(workdir) | entries
     temporary = path.with_name(path.name + ".partial")
     temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
     temporary.replace(path)
 
 
-def _read_summary(path: Path) -> dict[str, Any]:
+def read_summary(workdir: str | Path) -> dict[str, Any]:
+    """The entries of `summary.json`; {} where there is none."""
+    path = Path(workdir) / SUMMARY_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
@@ -71,7 +73,7 @@ def write_report(workdir: str | Path) -> Path:
     """
     workdir = Path(workdir)
     metrics = read_rows(workdir / METRICS_FILE)
-    summary = _read_summary(workdir / SUMMARY_FILE)
+    summary = read_summary(workdir)
     if not metrics and not summary:
         raise ValueError(f"{workdir} has neither {METRICS_FILE} nor {SUMMARY_FILE}: name the folder of a run")
     completions = read_rows(workdir / COMPLETIONS_FILE)

@@ -174,11 +174,14 @@ def make_tiny():
         config._attn_implementation = "eager"
         model = transformers.AutoModelForCausalLM.from_config(config, dtype=torch.float32).eval()
         randomise(model, seed)
-        model.to(STORED_DTYPE.get(name, torch.float32))
+        # Parameters only: `model.to` would round the rotary frequencies too, which are a buffer that no file holds.
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(STORED_DTYPE.get(name, torch.float32))
         folder = HERE / name
         model.save_pretrained(folder)
         (folder / "generation_config.json").unlink(missing_ok=True)
-        model.to(torch.float32)
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.float32)
         tokens = np.random.default_rng(seed).integers(0, config.vocab_size, (2, 20)).astype(np.int32)
         with torch.no_grad():
             logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()

@@ -1,5 +1,6 @@
 """Logits of the decoder against transformers: goldens (see tests/goldens/make_goldens.py) and live where installed."""
 
+import functools
 import importlib.util
 import json
 from pathlib import Path
@@ -19,18 +20,17 @@ needs_wheel = pytest.mark.skipif(
 )
 
 
-def logits_of(config, params, tokens):
+@functools.partial(jax.jit, static_argnums=0)
+def compiled_logits(config, params, tokens):
     decoder = Decoder(config, compute_dtype="float32", remat="none")
-    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
+    hidden = decoder.hidden(params, tokens, positions, jnp.ones_like(positions))
+    return jnp.einsum("btd,vd->btv", hidden, decoder.head(params))
 
-    @jax.jit
-    def run(params, tokens):
-        hidden = decoder.hidden(params, tokens, positions, np.ones_like(positions))
-        head = decoder.head(params).astype(jnp.float32)
-        return jnp.einsum("btd,vd->btv", hidden.astype(jnp.float32), head, precision="highest")
 
+def logits_of(config, params, tokens):
     with jax.default_matmul_precision("highest"):
-        return np.asarray(run(params, tokens))
+        return np.asarray(compiled_logits(config, params, tokens))
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -50,13 +50,14 @@ def test_every_tensor_matters_for_the_golden_logits(name):
     params = safetensors_io.load_params(GOLDENS / name, config)
     leaves, definition = jax.tree.flatten(params)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(params)]
+    rng = np.random.default_rng(0)
     for number, path in enumerate(paths):
-        if path.endswith("['key']['bias']"):  # adds the same to every score of a query but for the rotation
-            continue
         changed = list(leaves)
-        changed[number] = changed[number] * 0.9
+        # Noise and not a factor: QK-norm and the norms after a sub-layer undo a factor.
+        noise = rng.normal(size=changed[number].shape) * np.std(changed[number])
+        changed[number] = changed[number] + 0.1 * noise.astype(np.float32)
         found = logits_of(config, jax.tree.unflatten(definition, changed), golden["tokens"])
-        assert np.abs(found - golden["logits"]).max() > 1e-3, path
+        assert np.abs(found - golden["logits"]).max() > 1e-2, path
 
 
 @pytest.mark.parametrize("name", TINY)
@@ -96,7 +97,9 @@ def test_smollm2_matches_golden_logits_and_greedy_ids(smollm2):
         np.testing.assert_allclose(
             np.take_along_axis(last, golden[f"top_ids_{index}"], axis=-1), golden[f"top_logits_{index}"], atol=1e-3
         )
-        np.testing.assert_allclose(np.logaddexp.reduce(last, axis=-1), golden[f"logsumexp_{index}"], atol=1e-3)
+        # In float64: a float32 reduction over 49k entries is off by more than the logits are.
+        found = np.logaddexp.reduce(last.astype(np.float64), axis=-1)
+        np.testing.assert_allclose(found, golden[f"logsumexp_{index}"], atol=1e-3)
         chosen = logits[len(prompt) - 1 : len(prompt) + len(greedy) - 1].argmax(-1)
         np.testing.assert_array_equal(chosen, greedy)
 

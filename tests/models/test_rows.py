@@ -5,7 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from test_decoder import ARCHITECTURES, random_params, small
+from tests.models.test_decoder import ARCHITECTURES, random_params, small
 
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.rows import completion_rows, gather_predictors, separate

@@ -1,0 +1,46 @@
+"""GRPO on Qwen (DeepSeekMath, arXiv 2402.03300) with short arithmetic as the task.
+
+  python -m experiments.run --config=configs/grpo_qwen.py              your Qwen if JAXALIGN_MODEL names one, else the
+                                                                       embedded SmolLM2-135M-Instruct
+  python -m experiments.run --config=configs/grpo_qwen.py:qwen3_0_6b   Qwen/Qwen3-0.6B from the hub or its cache
+  python -m experiments.run --config=configs/grpo_qwen.py:tiny         0.8 M parameters from nothing, in a minute
+  python -m experiments.run --config=configs/grpo_qwen.py:runlocal     two small steps of the real thing
+
+After the colon, comma separated: a size (qwen3_0_6b ... qwen3_32b, qwen2_5_0_5b ...), `tiny`, `runlocal`, a method of
+`python -m experiments.methods` (dr_grpo, rloo, gspo, reinforce) in place of GRPO.
+
+Against the paper: the same advantage, ratio and aggregation. The paper has beta = 0.04 (here 0, as most later work;
+--config.rl.loss.kl_coefficient=0.04 brings it back), group size 64 of 1,024 tokens (here 8 of 12: sums are short) and
+learning rate 1e-6 with a reward model (here 1e-5 and a verifier).
+"""
+
+from configs import defaults
+
+METHODS = ("grpo", "dr_grpo", "rloo", "gspo", "reinforce")
+
+
+def get_config(argument=None):
+    known = {
+        **defaults.SIZES,
+        **{name: f"the settings of {name}" for name in METHODS},
+        "tiny": "0.8 M parameters from nothing, with a supervised warm start",
+        "runlocal": "two small steps",
+    }
+    words = defaults.arguments(argument, known)
+    method = defaults.one_of(words, METHODS, "grpo")
+    config = defaults.rl("grpo_qwen" if method == "grpo" else f"{method}_qwen", method, steps=40)
+    config.rl.loss.kl_coefficient = 0.0
+    config.model.path = defaults.one_of(words, defaults.SIZES, "auto")
+    if "tiny" in words:
+        defaults.untrained(config)
+        config.train.steps = 60
+        config.optimizer.learning_rate = 1e-3
+        config.rollout.prompts_per_step = 16
+        config.rollout.max_new_tokens = 4
+        config.warm_start.steps = 60
+    if "runlocal" in words:
+        config.train.steps = 2
+        config.rollout.prompts_per_step = 2
+        config.rollout.group_size = 4
+        config.evaluation.max_questions = 8
+    return config

@@ -1,0 +1,28 @@
+"""What the whole suite runs on: eight simulated CPU devices, and a folder of compiled programs of its own.
+
+A computation without a mesh runs on the first device alone. Child processes that tests start have one device, as a
+user's process has.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # read when jax is imported
+
+import jax
+
+jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_configure(config):
+    # Half of the suite's time is compilation. `pytest --cache-clear` empties the folder.
+    if getattr(config, "cache", None) is None:
+        os.environ["JAXALIGN_CACHE"] = "off"
+        return
+    folder = str(config.cache.mkdir("jax"))
+    os.environ["JAXALIGN_CACHE"] = folder  # never the user's own, in child processes either
+    jax.config.update("jax_compilation_cache_dir", folder)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    # With a limit the folder is locked while it is written, so that several workers can share it.
+    jax.config.update("jax_compilation_cache_max_size", 2**28)
+    # An entry that a killed run left half-written is compiled again.
+    config.addinivalue_line("filterwarnings", "ignore:Error reading persistent compilation cache entry:UserWarning")

@@ -1,0 +1,241 @@
+"""What every loss of the project promises, for every row of the table of methods (see `contract_cases`)."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign import objective
+from jaxalign.methods import METHODS
+from tests.contract_cases import CASES, build, dense
+
+every_case = pytest.mark.parametrize("name", CASES)
+POISON = (np.nan, np.inf, -np.inf)
+
+
+def value_and_gradient(case, params=None, batch=None, between=None):
+    """(Objective, gradient of its total); `between(outputs, batch)` changes what the loss is given."""
+    params = case.params if params is None else params
+    batch = case.batch if batch is None else batch
+
+    def total(params, batch):
+        outputs = case.outputs(params, batch)
+        result = case.loss(between(outputs, batch) if between else outputs, batch)
+        return result.total, result
+
+    (_, result), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params, batch)
+    return result, gradient
+
+
+def close(actual, expected, rtol=1e-5, atol=1e-6):
+    assert jax.tree.structure(actual) == jax.tree.structure(expected)
+    for a, b in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), rtol=rtol, atol=atol)
+
+
+def all_finite(tree):
+    return all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(tree))
+
+
+def poisoned(x, counts, seed, finite):
+    """`x` with other content where `counts` is false."""
+    random = np.random.default_rng(seed)
+    counts = counts.reshape(counts.shape + (1,) * (x.ndim - counts.ndim))
+    if np.issubdtype(x.dtype, np.integer):
+        other = random.integers(-100, 100, x.shape)
+    elif finite:
+        other = random.normal(size=x.shape)
+    else:
+        other = random.choice(POISON, x.shape)
+    return np.where(counts, x, other.astype(x.dtype))
+
+
+def poison_batch(case, batch):
+    changed = dict(batch)
+    for seed, (name, mask) in enumerate(case.masked.items()):
+        if name in batch:
+            changed[name] = poisoned(batch[name], np.asarray(batch[mask]) != 0, seed, name in case.inputs)
+    for seed, name in enumerate(case.per_row):
+        any_token = np.any([np.asarray(batch[mask]).any(axis=1) for mask in set(case.masked.values())], axis=0)
+        changed[name] = poisoned(batch[name], any_token, seed, False)
+    return changed
+
+
+def poison_outputs(case, value):
+    def between(outputs, batch):
+        return {
+            name: jnp.where(batch[case.masked[name]] != 0, x, value) if name in case.masked else x
+            for name, x in outputs.items()
+        }
+
+    return between
+
+
+def padded(case, rows=0, columns=0):
+    """The batch with more empty rows and columns, filled with 1 everywhere but in the masks."""
+    masks = set(case.masked.values())
+    batch = {}
+    for name, x in case.batch.items():
+        grows = name in case.masked or name in masks
+        widths = [(0, rows)] + [(0, columns)] * bool(grows and x.ndim > 1) + [(0, 0)] * max(x.ndim - 1 - grows, 0)
+        batch[name] = np.pad(x, widths, constant_values=0 if name in masks else 1)
+    return batch
+
+
+def test_every_method_has_a_case():
+    assert set(METHODS) <= set(CASES), "add the method to tests/contract_cases.py"
+
+
+@every_case
+def test_jit_equals_eager(name):
+    case = build(name)
+    close(jax.jit(case.loss_fn)(case.params, case.batch), case.loss_fn(case.params, case.batch))
+
+
+@every_case
+def test_gradients_are_finite_and_reach_all_parameters(name):
+    result, gradient = value_and_gradient(build(name))
+    assert all_finite((result, gradient))
+    assert all(float(jnp.abs(leaf).max()) > 1e-6 for leaf in jax.tree.leaves(gradient))
+
+
+@every_case
+def test_only_the_total_carries_gradient(name):
+    case = build(name)
+
+    def others(params):
+        result = case.loss_fn(params, case.batch)
+        return result.weight + sum(jnp.sum(leaf) for leaf in jax.tree.leaves(result.metrics))
+
+    close(jax.grad(others)(case.params), jax.tree.map(jnp.zeros_like, case.params), atol=0)
+
+
+@every_case
+def test_everything_is_a_scalar_and_weights_are_not_negative(name):
+    case = build(name)
+    result = case.loss_fn(case.params, case.batch)
+    assert all(leaf.shape == () for leaf in jax.tree.leaves(result))
+    assert result.weight > 0
+    assert all(weight > 0 for _, weight in result.metrics.values())
+
+
+@every_case
+def test_vmap_equals_a_loop(name):
+    case = build(name)
+    batches = [build(name, seed=seed).batch for seed in (0, 10, 20)]
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *batches)
+    together = jax.vmap(case.loss_fn, (None, 0))(case.params, stacked)
+    one_by_one = [case.loss_fn(case.params, batch) for batch in batches]
+    close(together, jax.tree.map(lambda *leaves: jnp.stack(leaves), *one_by_one))
+
+
+@every_case
+def test_the_content_of_padding_is_irrelevant(name):
+    """NaN, infinities and foreign ids where the mask is 0, in the batch and in what the model computed."""
+    case = build(name)
+    expected = value_and_gradient(case)
+    batch = poison_batch(case, case.batch)
+    close(value_and_gradient(case, batch=batch), expected)
+    for value in POISON:
+        close(value_and_gradient(case, batch=batch, between=poison_outputs(case, value)), expected)
+
+
+@every_case
+@pytest.mark.parametrize(("rows", "columns"), [(0, 3), (4, 0), (4, 3)])
+def test_more_padding_changes_nothing(name, rows, columns):
+    case = build(name)
+    batch = padded(case, rows, columns)
+    assert batch["mask"].shape == (16 + rows, 6 + columns)
+    expected = value_and_gradient(case)
+    close(value_and_gradient(case, batch=batch), expected)
+    close(value_and_gradient(case, batch=poison_batch(case, batch)), expected)
+
+
+@every_case
+def test_the_type_of_the_mask_is_irrelevant(name):
+    case = build(name)
+    expected = value_and_gradient(case)
+    for dtype in (bool, np.int32):
+        masks = {mask: case.batch[mask].astype(dtype) for mask in set(case.masked.values())}
+        close(value_and_gradient(case, batch=case.batch | masks), expected, rtol=1e-6)
+
+
+@every_case
+def test_an_empty_mask_gives_zero(name):
+    case = build(name)
+    empty = {mask: np.zeros_like(case.batch[mask]) for mask in set(case.masked.values())}
+    batch = poison_batch(case, case.batch | empty)
+    result, gradient = value_and_gradient(case, batch=batch, between=poison_outputs(case, np.nan))
+    close((result, gradient), jax.tree.map(jnp.zeros_like, (result, gradient)), atol=0)
+    assert float(objective.loss(result)) == 0
+    assert all(float(mean) == 0 for mean in objective.metric_means(result.metrics).values())
+
+
+@every_case
+def test_float64_is_kept_and_agrees_with_float32(name):
+    single = value_and_gradient(build(name))
+    with jax.enable_x64(True):
+        double = value_and_gradient(build(name, dtype=np.float64))
+        assert {leaf.dtype for leaf in jax.tree.leaves(double)} == {np.dtype(np.float64)}
+        close(single, double, rtol=1e-4, atol=1e-5)
+
+
+@every_case
+def test_bfloat16_is_summed_in_float32(name):
+    """Rounded inputs give the same as their float32 copies: 3 significant digits would not count to 300 tokens."""
+    case = build(name, rows=128)
+
+    def rounded(dtype):
+        def change(tree):
+            return {
+                key: x.astype(jnp.bfloat16).astype(dtype) if jnp.issubdtype(x.dtype, jnp.floating) else x
+                for key, x in tree.items()
+            }
+
+        inputs = {key: case.batch[key] for key in case.inputs}
+        batch = change({key: jnp.asarray(x) for key, x in case.batch.items()}) | inputs
+        return value_and_gradient(case, batch=batch, between=lambda outputs, _: change(outputs))
+
+    low, high = rounded(jnp.bfloat16), rounded(jnp.float32)
+    assert case.batch["mask"].sum() > 300
+    assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {np.dtype(np.float32)}
+    close(low[0], high[0], rtol=1e-5)
+    close(low[1], high[1], rtol=0.02, atol=0.02)  # the cotangents of bfloat16 outputs are bfloat16
+
+
+@every_case
+@pytest.mark.parametrize("parts", [2, 4])
+def test_micro_batches_add_up_to_the_whole(name, parts):
+    case = build(name)
+    if not case.additive:
+        pytest.skip("the rows of this loss interact")
+    whole = value_and_gradient(case)
+    pieces = []
+    for part in range(parts):
+        batch = {key: np.split(x, parts)[part] for key, x in case.batch.items()}
+        pieces.append(value_and_gradient(case, batch=batch))
+    assert len({float(result.weight) for result, _ in pieces}) > 1
+    total = pieces[0]
+    for result, gradient in pieces[1:]:
+        total = (objective.add(total[0], result), jax.tree.map(jnp.add, total[1], gradient))
+    close(total, whole)
+
+
+@every_case
+def test_sharded_equals_unsharded(name):
+    if jax.device_count() < 8:
+        pytest.skip("needs 8 devices (tests/conftest.py simulates them on the CPU)")
+    case = build(name)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]), ("data",))
+    over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
+    everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+    batch = jax.device_put(case.batch, over_rows)
+    assert len(batch["mask"].sharding.device_set) == 8
+    close(value_and_gradient(case, jax.device_put(case.params, everywhere), batch), value_and_gradient(case))
+
+
+@every_case
+def test_chunked_equals_dense(name):
+    with jax.enable_x64(True):
+        by_chunks = value_and_gradient(build(name, dtype=np.float64))
+        close(by_chunks, value_and_gradient(build(name, dtype=np.float64, scorer=dense)), rtol=1e-9, atol=1e-10)
