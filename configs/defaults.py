@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import ml_collections
-from jaxalign.losses.policy_gradient import policy_loss
-from jaxalign.losses.supervised import supervised_loss
-from jaxalign.methods import get_method
 from ml_collections import config_dict
 
 from jaxalign.errors import UserError
+from jaxalign.losses.policy_gradient import policy_loss
+from jaxalign.losses.supervised import supervised_loss
+from jaxalign.methods import get_method
 from jaxalign.models.config import HUB_IDS
 from jaxalign.rewards.advantages import ADVANTAGES
 
@@ -128,6 +128,7 @@ def questions() -> ml_collections.ConfigDict:
     config.prompt_field = "prompt"
     config.chat = True  # the prompt as a user message in the model's chat template; False: as it stands
     config.system_prompt = ""  # "": what the template itself does without one
+    config.template_options = ml_collections.ConfigDict({"enable_thinking": False})  # variables of the chat template
     config.max_prompt_tokens = 64  # a longer prompt is an error
     return config
 
@@ -183,7 +184,10 @@ def rl(name: str, method: str = "grpo", *, steps: int) -> ml_collections.ConfigD
     config.rl.epochs = 1  # passes over each batch of completions
     config.rl.batches_per_epoch = 1  # optimizer updates per pass
     config.rl.old_log_probs = "rollout"  # rollout | scored: of what sampled, with more than one update per batch
-    config.rl.report_kl = True  # holds a copy of the first weights in the compute dtype and reports k3 to it
+    config.rl.report_kl_prompts = (
+        4  # prompts a step on whose completions the KL to the first weights is reported; 0: none
+    )
+    config.rl.drop_silent_groups = False  # leaves groups of equal rewards out of the update: same gradient, less work
     config.rl.share_prompt = True  # completions of a group share one row behind their prompt (equal, and cheaper)
     config.rl.mask_truncated = False  # completions cut off by max_new_tokens count nothing in the loss
     config.rl.advantages = ml_collections.ConfigDict({"kind": row.advantages["kind"]})

@@ -58,7 +58,7 @@ def encode_prompt(tokenizer, prompt: str, data) -> list[int]:
     messages = [{"role": "user", "content": prompt}]
     if data.system_prompt:
         messages.insert(0, {"role": "system", "content": data.system_prompt})
-    return tokenizer.apply_chat(messages, add_generation_prompt=True)
+    return tokenizer.apply_chat(messages, add_generation_prompt=True, **data.template_options)
 
 
 def prompt_width(questions: Questions, sample: int = 4096) -> int:

@@ -5,24 +5,25 @@ One step: take prompts, sample a group of completions for each, reward them, tur
 the ratio is taken and clipped, how tokens are summed; see `jaxalign.methods`), never this file.
 """
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jaxalign.losses.policy_gradient import policy_loss
 
 from experiments.questions import HeldOut, Questions, make_rewards, prompt_width
-from experiments.rollout import Groups, RolloutWorker
+from experiments.rollout import Groups, RolloutWorker, drop_silent_groups, reference_use
 from experiments.session import Session
 from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
 from experiments.warm_start import warm_start
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.errors import UserError
+from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.models.scoring import completion_log_probs, frozen_copy
 from jaxalign.training.loop import Advance
-from jaxalign.training.mesh import put_batch
+from jaxalign.training.mesh import batch_shards, put_batch
 from jaxalign.training.step import make_train_step
 
 
@@ -36,7 +37,7 @@ def make_loss(decoder, *, temperature: float, share_prompt: bool, **options) -> 
         def rows(x):
             return None if x is None else x.reshape(-1, *x.shape[2:])
 
-        return policy_loss(
+        objective = policy_loss(
             rows(scored.log_probs),
             rows(batch.advantages),
             rows(batch.mask),
@@ -45,6 +46,7 @@ def make_loss(decoder, *, temperature: float, share_prompt: bool, **options) -> 
             entropy=rows(scored.entropy),
             **options,
         )
+        return objective._replace(weight=objective.weight + batch.absent_weight.sum())
 
     return loss_fn
 
@@ -73,6 +75,12 @@ def check(config) -> None:
             f"config.rollout.prompts_per_step={rollout.prompts_per_step} does not divide into "
             f"config.rl.batches_per_epoch={rl.batches_per_epoch} x config.train.micro_batches="
             f"{config.train.micro_batches} parts; the prompts of a step are dealt out whole groups at a time"
+        )
+    terms = rl.loss.kl_coefficient or rl.loss.entropy_coefficient
+    if rl.drop_silent_groups and (terms or rl.batches_per_epoch > 1):
+        raise UserError(
+            "config.rl.drop_silent_groups leaves out groups that add nothing to the loss; with a KL or an entropy term "
+            "in it, or with several batches per epoch, they do: set config.rl.drop_silent_groups=False"
         )
     if rl.old_log_probs not in ("rollout", "scored"):
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
@@ -109,10 +117,11 @@ def run(config, workdir: str) -> None:
                 "reward": ", ".join(
                     f"{weight:g} x {name}" for name, weight in zip(rewards.names, rewards.weights, strict=True)
                 ),
-            }
+            },
+            model.mesh,
         )
 
-        needs_reference = bool(rl.report_kl or rl.loss.kl_coefficient or config.reward.kl_coefficient)
+        needs_reference = bool(reference_use(config))
         # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state.
         reference_in_state = needs_reference and config.warm_start.steps > 0
         copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0))))
@@ -149,12 +158,17 @@ def run(config, workdir: str) -> None:
         if held_out is not None:
             held_out.record(session, state.params, "before")
 
+        # Two sizes of the batch, so that only two programs are compiled: half of the prompts and all of them.
+        multiple = math.lcm(config.train.micro_batches * batch_shards(model.mesh), -(-rollout.prompts_per_step // 2))
+
         def advance(state, step: int) -> Advance:
             frozen = state.extra["reference"] if reference_in_state else reference
             batch, metrics, table, problem = rollout_worker(state.params, frozen, batches[step], step)
             if problem:
                 session.note(f"  step {step + 1}: {problem}")
             began = time.perf_counter()
+            if rl.drop_silent_groups:
+                batch = drop_silent_groups(batch, multiple, rl.loss.aggregation, rl.loss.count_empty)
             history: list[dict[str, Any]] = []
             for part in update_batches(batch, rl, config.seed, step):
                 state, found = train_step(state, put_batch(part, model.mesh))
@@ -164,7 +178,8 @@ def run(config, workdir: str) -> None:
             last = {"skipped", "skipped_in_a_row", "learning_rate"}
             for name in history[0]:
                 values = [float(found[name]) for found in history]
-                metrics[name] = values[-1] if name in last else sum(values) / len(values)
+                if name not in metrics:  # those of the rollout are over all completions
+                    metrics[name] = values[-1] if name in last else sum(values) / len(values)
             metrics["update/seconds"] = time.perf_counter() - began
             seconds = metrics["rollout/seconds"] + metrics["reward/seconds"] + metrics["update/seconds"]
             metrics["tokens_per_second"] = float(batch.mask.sum()) / seconds

@@ -1,7 +1,7 @@
 """What surrounds the steps of every experiment: its folder, resuming, what is printed and logged, stopping, the report.
 
 with Session(config, workdir) as session:
-    session.announce({"model": ..., "data": ...})
+    session.announce({"model": ..., "data": ...}, mesh)
     state, start = session.restore(abstract_state) or (fresh_state, 0)
     state, done = session.fit(state, advance, start=start, data_state=..., evaluate=...)
     session.finish(done)
@@ -66,14 +66,14 @@ class Session(contextlib.AbstractContextManager):
         if self.is_main:
             print(text, flush=True)
 
-    def announce(self, facts: Mapping[str, Any]) -> None:
+    def announce(self, facts: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
         """Prints the start-up summary and keeps it for the report."""
         devices = jax.devices()
-        mesh = ", ".join(f"{axis} {size}" for axis, size in self.config.mesh.items())
+        axes = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
         self._facts = {
             **facts,
             "steps": f"{self.config.train.steps}",
-            "devices": f"{len(devices)} x {devices[0].device_kind} (mesh: {mesh}), {jax.process_count()} process(es)",
+            "devices": f"{len(devices)} x {devices[0].device_kind} (mesh {axes}), {jax.process_count()} process(es)",
             "written to": f"{self.workdir}/",
         }
         self.print(startup_summary(self._facts))

@@ -78,7 +78,8 @@ def run(config, workdir: str) -> None:
                 f"{config.packing.row_length} tokens ({100 * facts.fill:.0f} % full, {facts.target_tokens} tokens to "
                 f"learn{f', {dropped} examples dropped' if dropped else ''})",
                 "held out": config.data.held_out or None,
-            }
+            },
+            model.mesh,
         )
         optimizer = build_optimizer(config)
         layout = state_layout(model, optimizer)

@@ -72,9 +72,13 @@ def token_policy(seed: int, rows: int, dtype) -> tuple[dict, dict]:
     return {key: value.astype(dtype) for key, value in params.items()}, batch | floats
 
 
+@functools.partial(jax.jit, static_argnums=0)  # compiled once for all cases
+def _score(scorer: Scorer, params, features, ids) -> TokenLogProbs:
+    return scorer(jnp.tanh(features @ params["mix"]), params["head"], ids)
+
+
 def score(scorer: Scorer, params, batch) -> dict[str, jax.Array]:
-    hidden = jnp.tanh(batch["features"] @ params["mix"])
-    return scorer(hidden, params["head"], batch["ids"])._asdict()
+    return _score(scorer, params, batch["features"], batch["ids"])._asdict()
 
 
 def log_probs_of(params, batch) -> np.ndarray:
@@ -190,5 +194,6 @@ CASES: dict[str, Builder] = {
 }
 
 
-def build(name: str, *, seed: int = 0, rows: int = 16, dtype=np.float32, scorer: Scorer = chunked) -> Case:
+@functools.cache
+def build(name: str, *, seed: int = 0, rows: int = 16, dtype=np.float32, scorer: Scorer = dense) -> Case:
     return CASES[name](seed, rows, dtype, scorer)

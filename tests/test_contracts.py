@@ -1,5 +1,7 @@
 """What every loss of the project promises, for every row of the table of methods (see `contract_cases`)."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,14 +9,17 @@ import pytest
 
 from jaxalign import objective
 from jaxalign.methods import METHODS
-from tests.contract_cases import CASES, build, dense
+from tests.contract_cases import CASES, build, chunked
 
 every_case = pytest.mark.parametrize("name", CASES)
 POISON = (np.nan, np.inf, -np.inf)
 
 
-def value_and_gradient(case, params=None, batch=None, between=None):
-    """(Objective, gradient of its total); `between(outputs, batch)` changes what the loss is given."""
+def value_and_gradient(case, params=None, batch=None, between=None, compiled=False):
+    """(Objective, gradient of its total); `between(outputs, batch)` changes what the loss is given.
+
+    Not compiled where that is not the point: single operations are compiled once for all cases together.
+    """
     params = case.params if params is None else params
     batch = case.batch if batch is None else batch
 
@@ -23,8 +28,14 @@ def value_and_gradient(case, params=None, batch=None, between=None):
         result = case.loss(between(outputs, batch) if between else outputs, batch)
         return result.total, result
 
-    (_, result), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(params, batch)
+    function = jax.value_and_grad(total, has_aux=True)
+    (_, result), gradient = (jax.jit(function) if compiled else function)(params, batch)
     return result, gradient
+
+
+@functools.cache
+def expected_of(name):
+    return value_and_gradient(build(name))
 
 
 def close(actual, expected, rtol=1e-5, atol=1e-6):
@@ -61,17 +72,22 @@ def poison_batch(case, batch):
     return changed
 
 
-def poison_outputs(case, value):
+def poison_outputs(case):
+    """What the model computed where the mask is 0: NaN and infinities by turns."""
+
+    def change(x, counts):
+        other = np.resize(POISON, x.shape).astype(x.dtype)
+        return jnp.where(counts.reshape(counts.shape + (1,) * (x.ndim - counts.ndim)), x, other)
+
     def between(outputs, batch):
         return {
-            name: jnp.where(batch[case.masked[name]] != 0, x, value) if name in case.masked else x
-            for name, x in outputs.items()
+            name: change(x, batch[case.masked[name]] != 0) if name in case.masked else x for name, x in outputs.items()
         }
 
     return between
 
 
-def padded(case, rows=0, columns=0):
+def padded(case, rows, columns):
     """The batch with more empty rows and columns, filled with 1 everywhere but in the masks."""
     masks = set(case.masked.values())
     batch = {}
@@ -89,12 +105,12 @@ def test_every_method_has_a_case():
 @every_case
 def test_jit_equals_eager(name):
     case = build(name)
-    close(jax.jit(case.loss_fn)(case.params, case.batch), case.loss_fn(case.params, case.batch))
+    close(value_and_gradient(case, compiled=True), expected_of(name))
 
 
 @every_case
 def test_gradients_are_finite_and_reach_all_parameters(name):
-    result, gradient = value_and_gradient(build(name))
+    result, gradient = expected_of(name)
     assert all_finite((result, gradient))
     assert all(float(jnp.abs(leaf).max()) > 1e-6 for leaf in jax.tree.leaves(gradient))
 
@@ -112,8 +128,7 @@ def test_only_the_total_carries_gradient(name):
 
 @every_case
 def test_everything_is_a_scalar_and_weights_are_not_negative(name):
-    case = build(name)
-    result = case.loss_fn(case.params, case.batch)
+    result, _ = expected_of(name)
     assert all(leaf.shape == () for leaf in jax.tree.leaves(result))
     assert result.weight > 0
     assert all(weight > 0 for _, weight in result.metrics.values())
@@ -133,20 +148,17 @@ def test_vmap_equals_a_loop(name):
 def test_the_content_of_padding_is_irrelevant(name):
     """NaN, infinities and foreign ids where the mask is 0, in the batch and in what the model computed."""
     case = build(name)
-    expected = value_and_gradient(case)
+    expected = expected_of(name)
     batch = poison_batch(case, case.batch)
     close(value_and_gradient(case, batch=batch), expected)
-    for value in POISON:
-        close(value_and_gradient(case, batch=batch, between=poison_outputs(case, value)), expected)
+    close(value_and_gradient(case, batch=batch, between=poison_outputs(case)), expected)
 
 
 @every_case
-@pytest.mark.parametrize(("rows", "columns"), [(0, 3), (4, 0), (4, 3)])
-def test_more_padding_changes_nothing(name, rows, columns):
+def test_more_padding_changes_nothing(name):
     case = build(name)
-    batch = padded(case, rows, columns)
-    assert batch["mask"].shape == (16 + rows, 6 + columns)
-    expected = value_and_gradient(case)
+    batch = padded(case, rows=4, columns=3)
+    expected = expected_of(name)
     close(value_and_gradient(case, batch=batch), expected)
     close(value_and_gradient(case, batch=poison_batch(case, batch)), expected)
 
@@ -154,10 +166,9 @@ def test_more_padding_changes_nothing(name, rows, columns):
 @every_case
 def test_the_type_of_the_mask_is_irrelevant(name):
     case = build(name)
-    expected = value_and_gradient(case)
     for dtype in (bool, np.int32):
         masks = {mask: case.batch[mask].astype(dtype) for mask in set(case.masked.values())}
-        close(value_and_gradient(case, batch=case.batch | masks), expected, rtol=1e-6)
+        close(case.loss_fn(case.params, case.batch | masks), expected_of(name)[0], rtol=1e-6)
 
 
 @every_case
@@ -165,7 +176,7 @@ def test_an_empty_mask_gives_zero(name):
     case = build(name)
     empty = {mask: np.zeros_like(case.batch[mask]) for mask in set(case.masked.values())}
     batch = poison_batch(case, case.batch | empty)
-    result, gradient = value_and_gradient(case, batch=batch, between=poison_outputs(case, np.nan))
+    result, gradient = value_and_gradient(case, batch=batch, between=poison_outputs(case))
     close((result, gradient), jax.tree.map(jnp.zeros_like, (result, gradient)), atol=0)
     assert float(objective.loss(result)) == 0
     assert all(float(mean) == 0 for mean in objective.metric_means(result.metrics).values())
@@ -173,7 +184,7 @@ def test_an_empty_mask_gives_zero(name):
 
 @every_case
 def test_float64_is_kept_and_agrees_with_float32(name):
-    single = value_and_gradient(build(name))
+    single = expected_of(name)
     with jax.enable_x64(True):
         double = value_and_gradient(build(name, dtype=np.float64))
         assert {leaf.dtype for leaf in jax.tree.leaves(double)} == {np.dtype(np.float64)}
@@ -182,8 +193,8 @@ def test_float64_is_kept_and_agrees_with_float32(name):
 
 @every_case
 def test_bfloat16_is_summed_in_float32(name):
-    """Rounded inputs give the same as their float32 copies: 3 significant digits would not count to 300 tokens."""
-    case = build(name, rows=128)
+    """Rounded inputs give what their float32 copies give, to 5 digits where bfloat16 has 2."""
+    case = build(name)
 
     def rounded(dtype):
         def change(tree):
@@ -192,24 +203,23 @@ def test_bfloat16_is_summed_in_float32(name):
                 for key, x in tree.items()
             }
 
-        inputs = {key: case.batch[key] for key in case.inputs}
-        batch = change({key: jnp.asarray(x) for key, x in case.batch.items()}) | inputs
+        batch = change({key: jnp.asarray(x) for key, x in case.batch.items() if key not in case.inputs})
+        batch |= {key: case.batch[key] for key in case.inputs}
         return value_and_gradient(case, batch=batch, between=lambda outputs, _: change(outputs))
 
     low, high = rounded(jnp.bfloat16), rounded(jnp.float32)
-    assert case.batch["mask"].sum() > 300
     assert {leaf.dtype for leaf in jax.tree.leaves(low)} == {np.dtype(np.float32)}
-    close(low[0], high[0], rtol=1e-5)
-    close(low[1], high[1], rtol=0.02, atol=0.02)  # the cotangents of bfloat16 outputs are bfloat16
+    close(low[0], high[0])
+    close(low[1], high[1], rtol=0.02, atol=0.02)  # cotangents of bfloat16 outputs are bfloat16
 
 
 @every_case
-@pytest.mark.parametrize("parts", [2, 4])
-def test_micro_batches_add_up_to_the_whole(name, parts):
+def test_micro_batches_add_up_to_the_whole(name):
+    parts = 4
     case = build(name)
     if not case.additive:
         pytest.skip("the rows of this loss interact")
-    whole = value_and_gradient(case)
+    whole = expected_of(name)
     pieces = []
     for part in range(parts):
         batch = {key: np.split(x, parts)[part] for key, x in case.batch.items()}
@@ -229,13 +239,13 @@ def test_sharded_equals_unsharded(name):
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]), ("data",))
     over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
     everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    batch = jax.device_put(case.batch, over_rows)
+    params, batch = jax.device_put(case.params, everywhere), jax.device_put(case.batch, over_rows)
     assert len(batch["mask"].sharding.device_set) == 8
-    close(value_and_gradient(case, jax.device_put(case.params, everywhere), batch), value_and_gradient(case))
+    close(value_and_gradient(case, params, batch, compiled=True), expected_of(name))
 
 
 @every_case
 def test_chunked_equals_dense(name):
     with jax.enable_x64(True):
-        by_chunks = value_and_gradient(build(name, dtype=np.float64))
-        close(by_chunks, value_and_gradient(build(name, dtype=np.float64, scorer=dense)), rtol=1e-9, atol=1e-10)
+        by_chunks = value_and_gradient(build(name, dtype=np.float64, scorer=chunked))
+        close(by_chunks, value_and_gradient(build(name, dtype=np.float64)), rtol=1e-9, atol=1e-10)

@@ -1,17 +1,13 @@
 """Short arithmetic with one integer answer: a task on which a small model can be seen to learn.
 
-The questions are all of "What is a+b?" and "What is a-b?" with 0 <= a, b <= 20 and "What is a*b?"
-with 0 <= a, b <= 12
-by default: 441 + 441 + 169 = 1,051 different ones. The ranges are small on purpose. Policy-gradient
-    training learns only
-from prompts that are answered right now and then; an instruction-tuned model of 135 million
-parameters does so for operands like these, and hardly ever for sums of arbitrary two-digit numbers
-or for word problems.
+By default the questions are all of "What is a+b?" with 0 <= a, b <= 20, "What is a-b?" with 0 <= b <= a <= 20 and
+"What is a*b?" with 0 <= a, b <= 12: 441 + 231 + 169 = 841 different ones. The ranges are small on purpose.
+Policy-gradient training learns only from prompts that are answered right now and then. An instruction-tuned model of 135
+million parameters does so for operands like these; hardly ever for sums of arbitrary two-digit numbers or for word
+problems, and never for differences below zero (`negative` adds them).
 
-Nothing is drawn with replacement: the set is enumerated and divided, so that no held-out question
-    was ever trained on.
-Neither was its twin: a+b with b+a, a*b with b*a, and a-b with b-a (which differ in sign only) fall
-    on the same side.
+Nothing is drawn with replacement: the set is enumerated and divided, so that no held-out question was ever trained on.
+Neither was its twin: a+b and b+a, a*b and b*a, a-b and b-a (which differ in sign only) fall on the same side.
 """
 
 import hashlib
@@ -34,9 +30,9 @@ class Arithmetic:
         seed: of the division into splits.
         max_operand: largest operand of sums and differences.
         max_factor: largest factor of products.
-        held_out: share of each operation's questions that is held out, in [0, 1); with the default,
-            211 or so.
+        held_out: share of each operation's questions that is held out, in [0, 1); with the defaults, 213 or so.
         operations: which of "+-*" to use.
+        negative: whether to ask for differences below zero too.
         template: text of the prompt; "{question}" stands for e.g. "3+4".
 
     Raises UserError: unknown split or operation, a range, share or template that makes no sense.
@@ -48,8 +44,9 @@ class Arithmetic:
         seed: int = 0,
         max_operand: int = 20,
         max_factor: int = 12,
-        held_out: float = 0.2,
+        held_out: float = 0.25,
         operations: str = "+-*",
+        negative: bool = False,
         template: str = "What is {question}?",
     ):
         if split not in ("train", "held_out", "all"):
@@ -67,7 +64,7 @@ class Arithmetic:
         first_id = 0
         for operation in operations:
             largest = max_factor if operation == "*" else max_operand
-            rows += _divide(operation, largest, split, seed, held_out, first_id)
+            rows += _divide(operation, largest, negative, split, seed, held_out, first_id)
             first_id += (largest + 1) ** 2
         rows.sort()  # by hash: operations mixed
         self._rows = [(question, answer, number) for _, question, answer, number in rows]
@@ -90,14 +87,20 @@ class Arithmetic:
         return f"arithmetic ({self.split}) row {index}"
 
 
-def _divide(operation: str, largest: int, split: str, seed: int, held_out: float, first_id: int) -> list:
+def _divide(
+    operation: str, largest: int, negative: bool, split: str, seed: int, held_out: float, first_id: int
+) -> list:
     """(hash, question, answer, id) of the questions of one operation that belong to `split`."""
-    pairs = [(low, high) for low in range(largest + 1) for high in range(low, largest + 1)]
-    pairs.sort(key=lambda pair: _hash(seed, f"{operation} {pair[0]} {pair[1]}"))
-    wanted = math.ceil(held_out * (largest + 1) ** 2)
+    compute = _OPERATIONS[operation]
+    families = []  # a question and its twin, which stay together
+    for low in range(largest + 1):
+        for high in range(low, largest + 1):
+            twins = sorted({(low, high), (high, low)})
+            families.append([(a, b) for a, b in twins if negative or compute(a, b) >= 0])
+    families.sort(key=lambda twins: _hash(seed, f"{operation} {min(twins[0])} {max(twins[0])}"))
+    wanted = math.ceil(held_out * sum(map(len, families)))
     rows, held = [], 0
-    for low, high in pairs:
-        twins = sorted({(low, high), (high, low)})
+    for twins in families:
         side = "held_out" if held < wanted else "train"
         held += len(twins) if side == "held_out" else 0
         if split not in (side, "all"):
@@ -105,7 +108,7 @@ def _divide(operation: str, largest: int, split: str, seed: int, held_out: float
         for a, b in twins:
             question = f"{a}{operation}{b}"
             number = first_id + a * (largest + 1) + b
-            rows.append((_hash(seed, question), question, _OPERATIONS[operation](a, b), number))
+            rows.append((_hash(seed, question), question, compute(a, b), number))
     return rows
 
 

@@ -20,19 +20,20 @@ def test_splits_are_disjoint_up_to_twins_and_large_enough(seed):
         list(load_source({"kind": "arithmetic", "split": split, "seed": seed}))
         for split in ("train", "held_out", "all")
     )
-    assert len(train) >= 800 and len(held_out) >= 200
-    assert len({e["prompt"] for e in everything}) == len(everything) == 21**2 * 2 + 13**2
+    assert len(train) >= 600 and len(held_out) >= 200
+    assert len({e["prompt"] for e in everything}) == len(everything) == 21**2 + 21 * 22 // 2 + 13**2
 
     def up_to_twins(examples):
         return {(o, *sorted((a, b))) for a, o, b in map(parts, examples)}
 
     assert not up_to_twins(train) & up_to_twins(held_out)
     ids = [e["id"] for e in train + held_out]
-    assert sorted(ids) == list(range(len(everything)))
+    assert len(set(ids)) == len(everything)
+    assert set(ids) == {e["id"] for e in everything}
     # each operation is held out in its share, and the first rows mix operations
-    for operation, count in (("+", 441), ("-", 441), ("*", 169)):
+    for operation, count in (("+", 441), ("-", 231), ("*", 169)):
         held = sum(parts(e)[1] == operation for e in held_out)
-        assert 0.2 * count <= held <= 0.2 * count + 2
+        assert 0.25 * count <= held <= 0.25 * count + 2
     assert {parts(e)[1] for e in held_out[:30]} == set("+-*")
 
 
@@ -61,7 +62,15 @@ def test_the_division_is_the_same_everywhere():
 def test_options():
     source = Arithmetic("all", operations="*", max_factor=9, template="{question}=")
     assert len(source) == 100 and all(e["prompt"].endswith("=") for e in source)
-    assert len(Arithmetic("train", held_out=0.0)) == 1051
+    assert len(Arithmetic("train", held_out=0.0)) == 841
+    assert min(int(e["answer"]) for e in Arithmetic("all")) == 0
+
+
+def test_differences_below_zero_stay_with_their_twins():
+    splits = [{parts(e) for e in Arithmetic(split, operations="-", negative=True)} for split in ("train", "held_out")]
+    assert sum(map(len, splits)) == 21**2
+    for questions in splits:
+        assert {(b, o, a) for a, o, b in questions} == questions
 
 
 @pytest.mark.parametrize(

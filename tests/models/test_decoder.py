@@ -11,54 +11,26 @@ from jaxalign.models.attention import visibility
 from jaxalign.models.config import NAMED, DecoderConfig
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.layers import Precision, matmul
-
-ARCHITECTURES = {
-    "llama": dict(rope_scaling=("llama3", 8.0, 1.0, 4.0, 16)),
-    "qwen2": dict(qkv_bias=True, tie_embeddings=False),
-    "qwen3": dict(qk_norm=True),
-    "gemma3": dict(
-        sliding_window=4, sliding_pattern=2, rope_local_theta=100.0, post_norms=True, embed_scale=True, qk_norm=True,
-        norm_offset=1.0, activation="gelu_tanh", query_scale=0.3,
-    ),
-}  # fmt: skip
+from tests.models import tiny
+from tests.models.tiny import plain_row, random_params
 
 
-def small(**options):
-    return DecoderConfig(
-        vocab_size=97, num_layers=4, embed_dim=32, mlp_dim=48, num_heads=4, num_kv_heads=2, head_dim=8,
-        max_positions=64, **options,
-    )  # fmt: skip
-
-
-@pytest.fixture(params=sorted(ARCHITECTURES))
+@pytest.fixture(params=sorted(tiny.ARCHITECTURES))
 def decoder(request):
-    return Decoder(small(**ARCHITECTURES[request.param]), compute_dtype="float32")
-
-
-def random_params(decoder, seed=0):
-    """Random everywhere, so that a bias or a norm that is not applied shows."""
-    params = decoder.init(jax.random.key(seed))
-    leaves, tree = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(seed + 1), len(leaves))
-    return tree.unflatten([a + 0.1 * jax.random.normal(k, a.shape) for a, k in zip(leaves, keys, strict=True)])
-
-
-def plain_row(tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return tokens, positions, jnp.ones_like(tokens)
+    return tiny.decoder(request.param)
 
 
 def test_prefill_and_decode_equal_the_whole_row(decoder):
     params = random_params(decoder)
     tokens = jax.random.randint(jax.random.key(2), (3, 12), 0, 97)
     lengths = jnp.array([5, 3, 6])
-    whole = decoder.hidden(params, *plain_row(tokens))
+    whole = tiny.hidden(decoder, params, *plain_row(tokens))
     prepared = decoder.decode_params(params)
-    hidden, cache = decoder.prefill(prepared, tokens[:, :6], lengths, capacity=12)
+    hidden, cache = tiny.prefill(decoder, prepared, tokens[:, :6], lengths, 12)
     rows = jnp.arange(3)
     np.testing.assert_allclose(hidden, whole[rows, lengths - 1], atol=2e-5)
     for step in range(5):
-        hidden, cache = decoder.decode(prepared, tokens[rows, lengths + step], lengths + step, cache)
+        hidden, cache = tiny.decode(decoder, prepared, tokens[rows, lengths + step], lengths + step, cache)
         np.testing.assert_allclose(hidden, whole[rows, lengths + step], atol=2e-5)
 
 
@@ -75,13 +47,14 @@ def test_packed_examples_do_not_see_each_other(decoder):
     packed = jnp.concatenate([first, second, jnp.full((1, 2), 7)], axis=1)
     positions = jnp.array([[0, 1, 2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 0, 0]])
     segments = jnp.array([[1] * 6 + [2] * 6 + [0] * 2])
-    together = decoder.hidden(params, packed, positions, segments)
-    np.testing.assert_allclose(together[:, :6], decoder.hidden(params, *plain_row(first)), atol=2e-5)
-    np.testing.assert_allclose(together[:, 6:12], decoder.hidden(params, *plain_row(second)), atol=2e-5)
+    together = tiny.hidden(decoder, params, packed, positions, segments)
+    np.testing.assert_allclose(together[:, :6], tiny.hidden(decoder, params, *plain_row(first)), atol=2e-5)
+    np.testing.assert_allclose(together[:, 6:12], tiny.hidden(decoder, params, *plain_row(second)), atol=2e-5)
 
 
-@pytest.mark.parametrize("remat", ["full", "products"])
-def test_remat_changes_no_gradient(decoder, remat):
+@pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
+def test_remat_changes_no_gradient(architecture):
+    decoder = tiny.decoder(architecture)
     params = random_params(decoder)
     row = plain_row(jax.random.randint(jax.random.key(4), (2, 9), 0, 97))
 
@@ -89,11 +62,13 @@ def test_remat_changes_no_gradient(decoder, remat):
         model = Decoder(decoder.config, compute_dtype="float32", remat=remat)
         return jax.jit(jax.grad(lambda p: jnp.sum(jnp.sin(model.hidden(p, *row)))))(params)
 
-    chex.assert_trees_all_close(gradient(remat), gradient("none"), rtol=1e-4, atol=1e-5)
+    expected = gradient("none")
+    for remat in ("full", "products"):
+        chex.assert_trees_all_close(gradient(remat), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_remat_full_keeps_less_than_none():
-    config = small()
+    config = tiny.config(num_layers=4)
 
     def temporary_bytes(remat):
         model = Decoder(config, compute_dtype="float32", remat=remat)
@@ -155,4 +130,4 @@ def test_wrong_values_are_refused():
     with pytest.raises(UserError, match="does not divide num_heads=4"):
         DecoderConfig(8, 1, 8, 8, num_heads=4, num_kv_heads=3, head_dim=2, max_positions=8)
     with pytest.raises(UserError, match=r"model.remat='sometimes'.*full"):
-        Decoder(small(), remat="sometimes")
+        Decoder(tiny.config(), remat="sometimes")

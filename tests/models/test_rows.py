@@ -1,14 +1,14 @@
 """Shared-prompt rows give what separate rows give, for values and gradients."""
 
-import chex
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tests.models.test_decoder import ARCHITECTURES, random_params, small
 
-from jaxalign.models.decoder import Decoder
 from jaxalign.models.rows import completion_rows, gather_predictors, separate
+from tests.models import tiny
 
 
 def batch(seed=0, num_prompts=2, prompt_size=5, siblings=3, length=4):
@@ -29,30 +29,30 @@ def batch(seed=0, num_prompts=2, prompt_size=5, siblings=3, length=4):
     )
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def predicting_hidden(decoder, params, arguments):
     rows = completion_rows(*arguments)
     hidden = decoder.hidden(params, rows.tokens, rows.positions, rows.segments, rows.parents)
     return gather_predictors(hidden, rows.predictors)
 
 
-@pytest.mark.parametrize("architecture", sorted(ARCHITECTURES))
+@pytest.mark.parametrize("architecture", sorted(tiny.ARCHITECTURES))
 def test_shared_prompt_equals_plain_unpadded_forward(architecture):
-    decoder = Decoder(small(**ARCHITECTURES[architecture]), compute_dtype="float32")
-    params = random_params(decoder)
+    decoder = tiny.decoder(architecture)
+    params = tiny.random_params(decoder)
     prompts, lengths, completions, mask = arguments = batch()
     shared = predicting_hidden(decoder, params, arguments)
     for p in range(2):
         for k in range(3):
             n, length = int(mask[p, k].sum()), int(lengths[p])
             tokens = jnp.concatenate([prompts[p, :length], completions[p, k, :n]])[None]
-            positions = jnp.arange(tokens.shape[1])[None]
-            plain = decoder.hidden(params, tokens, positions, jnp.ones_like(tokens))
+            plain = tiny.hidden(decoder, params, *tiny.plain_row(tokens))
             np.testing.assert_allclose(shared[p, k, :n], plain[0, length - 1 : length - 1 + n], atol=2e-5)
 
 
 def test_shared_and_separate_rows_have_equal_gradients():
-    decoder = Decoder(small(qk_norm=True), compute_dtype="float32")
-    params = random_params(decoder)
+    decoder = tiny.decoder("qwen3")
+    params = tiny.random_params(decoder)
     arguments = batch(seed=3)
     mask = arguments[3]
 
@@ -63,4 +63,9 @@ def test_shared_and_separate_rows_have_equal_gradients():
 
         return jax.jit(jax.grad(total))(params)
 
-    chex.assert_trees_all_close(gradient(arguments), gradient(separate(*arguments)), rtol=1e-4, atol=1e-5)
+    def close(shared, separate):
+        # An element is a sum over all tokens, so its rounding follows from the size of the terms, not from its own.
+        scale = np.abs(separate).max()
+        np.testing.assert_allclose(shared, separate, rtol=0, atol=1e-5 * scale)
+
+    jax.tree.map(close, gradient(arguments), gradient(separate(*arguments)))

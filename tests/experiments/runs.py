@@ -1,0 +1,69 @@
+"""Runs `python -m experiments.run` as a user does: in a process of its own, with one device."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+class Ended(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def command(spec: str, workdir: Path, *overrides: str) -> list[str]:
+    return [sys.executable, "-m", "experiments.run", f"--config={spec}", f"--workdir={workdir}", *overrides]
+
+
+def run(spec: str, workdir: Path, *overrides: str, devices: int = 1, timeout: float = 300, env=None) -> Ended:
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **(env or {})}
+    done = subprocess.run(
+        command(spec, workdir, *overrides),
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def rows(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
+    return [json.loads(line) for line in (workdir / name).read_text().splitlines()]
+
+
+def summary(workdir: Path) -> dict:
+    return json.loads((workdir / "summary.json").read_text())
+
+
+# The smallest run of every experiment: what the tests here are repeated for. An experiment that lands adds its own.
+SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
+    "rl": (
+        "configs/grpo_qwen.py:tiny",
+        (
+            "--config.train.steps=4",
+            "--config.rollout.prompts_per_step=4",
+            "--config.rollout.group_size=4",
+            "--config.warm_start.steps=8",
+            "--config.rl.epochs=2",
+            "--config.rl.batches_per_epoch=2",
+            "--config.rl.drop_silent_groups=False",
+            "--config.evaluation.max_questions=4",
+        ),
+    ),
+    "sft": (
+        "configs/sft_arithmetic.py:tiny",
+        (
+            "--config.train.steps=4",
+            "--config.packing.rows_per_step=4",
+            "--config.packing.row_length=48",
+            "--config.evaluation.max_questions=4",
+        ),
+    ),
+}

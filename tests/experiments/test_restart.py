@@ -1,0 +1,81 @@
+"""An interrupted run equals a straight one, bit for bit, for every experiment of the table in `runs.py`."""
+
+import os
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from tests.experiments import runs
+
+TIMES = ("seconds", "tokens_per_second")  # the only metrics that may differ
+
+
+def leaves(workdir, step):
+    """Every array of a checkpoint, by name, through the public reader."""
+    import orbax.checkpoint as ocp
+
+    state = ocp.PyTreeCheckpointer().restore(workdir / "checkpoints" / str(step) / "state")
+    found = {}
+
+    def walk(prefix, node):
+        if isinstance(node, dict):
+            for name, value in node.items():
+                walk(f"{prefix}/{name}", value)
+        elif node is not None:
+            found[prefix] = np.asarray(node)
+
+    walk("", state)
+    return found
+
+
+def without_times(rows):
+    return [{name: value for name, value in row.items() if not name.endswith(TIMES)} for row in rows]
+
+
+@pytest.mark.parametrize("name", runs.SMALL)
+def test_an_interrupted_run_equals_a_straight_one(name, tmp_path):
+    spec, overrides = runs.SMALL[name]
+    straight = runs.run(spec, tmp_path / "straight", *overrides)
+    assert straight.code == 0, straight.err
+    first = runs.run(spec, tmp_path / "stopped", *overrides, "--config.train.steps=2")
+    assert first.code == 0, first.err
+    again = runs.run(spec, tmp_path / "stopped", *overrides)
+    assert again.code == 0, again.err
+    assert "resumed after step 2" in again.out
+
+    expected, actual = leaves(tmp_path / "straight", 4), leaves(tmp_path / "stopped", 4)
+    assert expected.keys() == actual.keys()
+    assert len(expected) > 30
+    for leaf in expected:
+        np.testing.assert_array_equal(actual[leaf], expected[leaf], err_msg=leaf)
+    logged = [without_times(runs.rows(tmp_path / folder)) for folder in ("straight", "stopped")]
+    assert logged[0] == logged[1]
+    assert [row["step"] for row in logged[0]] == [1, 2, 3, 4]
+    assert runs.summary(tmp_path / "straight")["evaluations"] == runs.summary(tmp_path / "stopped")["evaluations"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
+    spec, overrides = runs.SMALL["sft"]
+    process = subprocess.Popen(
+        runs.command(spec, tmp_path, *overrides, "--config.train.steps=100000"),
+        cwd=runs.ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    for line in process.stderr:
+        if "3/100000" in line:
+            process.send_signal(number)
+            break
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert f"{number.name}: finishing this step, then saving" in err
+    steps = len(runs.rows(tmp_path))
+    assert f"stopped after step {steps}" in out
+    assert "resume: python -m experiments.run --config=configs/sft_arithmetic.py:tiny" in out
+    assert (tmp_path / "checkpoints" / str(steps)).is_dir()
+    assert (tmp_path / "report.html").is_file()

@@ -1,0 +1,312 @@
+"""Token log-probs and entropies against the dense log-softmax: values, gradients, special tokens, memory, shardings."""
+
+import functools
+import math
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxalign.losses.log_probs import log_probs_from_logits, token_log_probs
+from jaxalign.training.mesh import make_mesh
+
+ROOT = Path(__file__).resolve().parents[2]
+P = jax.sharding.PartitionSpec
+V, D = 37, 5
+
+
+def dense(hidden, head, ids, *, temperature=1.0, softcap=None):
+    """The definition, with the whole [..., V] array."""
+    logits = hidden @ head.T
+    if softcap is not None:
+        logits = softcap * jnp.tanh(logits / softcap)
+    log_p = jax.nn.log_softmax(logits / temperature)
+    chosen = jnp.take_along_axis(log_p, ids[..., None], axis=-1)[..., 0]
+    return chosen, -jnp.sum(jnp.exp(log_p) * log_p, axis=-1)
+
+
+def problem(shape=(3, 8), dtype=np.float64, seed=0, vocabulary=V, width=D):
+    """hidden, head, ids and a cotangent for each of the two results."""
+    random = np.random.default_rng(seed)
+    hidden = random.normal(size=(*shape, width)).astype(dtype)
+    head = random.normal(size=(vocabulary, width)).astype(dtype)
+    ids = random.integers(0, vocabulary, shape)
+    cotangents = tuple(random.normal(size=(2, *shape)))
+    return hidden, head, ids, cotangents
+
+
+def value_and_gradients(score, hidden, head, ids, cotangents):
+    """(log_probs, entropy, gradient of hidden, gradient of head) for a weighted sum of both results."""
+    results, pull = jax.vjp(
+        lambda hidden, head: tuple(score(hidden, head, ids)), jnp.asarray(hidden), jnp.asarray(head)
+    )
+    cotangents = tuple(jnp.asarray(c, r.dtype) for c, r in zip(cotangents, results, strict=True))
+    return (*results, *pull(cotangents))
+
+
+def close(actual, expected, **tolerance):
+    for a, b in zip(actual, expected, strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float64), np.asarray(b, np.float64), **tolerance)
+
+
+@pytest.mark.parametrize("shape", [(), (8,), (3, 8), (2, 3, 8)])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"block": 1},
+        {"block": 5},
+        {"block": 16, "num_chunks": 4},
+        {"block": V, "num_chunks": 8},
+        {"block": 1000, "num_chunks": 2},
+        {"block": 10, "temperature": 0.3},
+        {"block": 10, "softcap": 1.5, "temperature": 2.0, "num_chunks": 2},
+    ],
+    ids=str,
+)
+def test_values_and_gradients_are_those_of_the_dense_form(shape, options):
+    """Blocks that divide V = 37 and that do not, one chunk and several; log-probs and entropy both pulled back."""
+    if shape == ():
+        options = {key: value for key, value in options.items() if key != "num_chunks"}
+    settings = {key: value for key, value in options.items() if key in ("temperature", "softcap")}
+    with jax.enable_x64(True):
+        hidden, head, ids, cotangents = problem(shape)
+        expected = value_and_gradients(functools.partial(dense, **settings), hidden, head, ids, cotangents)
+        found = value_and_gradients(functools.partial(token_log_probs, **options), hidden, head, ids, cotangents)
+        assert all(a.dtype == jnp.float64 and a.shape == b.shape for a, b in zip(found, expected, strict=True))
+        close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_the_entropy_has_a_gradient_of_its_own():
+    """Formula of the docstring: dH/dz = -p (z - logsumexp + H); zero at the uniform distribution, where H = log V."""
+    with jax.enable_x64(True):
+        hidden, head, ids, (_, weights) = problem()
+        _, entropy, d_hidden, _ = value_and_gradients(
+            functools.partial(token_log_probs, block=6), hidden, head, ids, (np.zeros_like(weights), weights)
+        )
+        z = hidden @ head.T
+        log_p = z - np.log(np.exp(z).sum(-1, keepdims=True))
+        expected = -(np.exp(log_p) * log_p).sum(-1)
+        np.testing.assert_allclose(entropy, expected, rtol=1e-12)
+        dz = -np.exp(log_p) * (log_p + expected[..., None]) * weights[..., None]
+        np.testing.assert_allclose(d_hidden, dz @ head, rtol=1e-9, atol=1e-12)
+
+        _, entropy, d_hidden, d_head = value_and_gradients(
+            functools.partial(token_log_probs, block=6), 0 * hidden, head, ids, (np.zeros_like(weights), weights)
+        )
+        np.testing.assert_allclose(entropy, math.log(V), rtol=1e-12)
+        close((d_hidden, d_head), (0 * hidden, 0 * head), atol=1e-12)
+
+
+def test_float32_is_near_the_truth_for_large_logits_too():
+    """Log-probs of about -1000 nats: nothing overflows, and rounding is that of the logits."""
+    hidden, head, ids, cotangents = problem(dtype=np.float32)
+    hidden = 200 * hidden
+    with jax.enable_x64(True):
+        exact = value_and_gradients(
+            dense, hidden.astype(np.float64), head.astype(np.float64), ids, tuple(map(np.float64, cotangents))
+        )
+    found = value_and_gradients(functools.partial(token_log_probs, block=7), hidden, head, ids, cotangents)
+    assert exact[0].min() < -1000
+    assert all(a.dtype == jnp.float32 for a in found)
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=2e-6 * np.abs(b).max())
+
+
+@pytest.mark.parametrize("num_chunks", [1, 4])
+@pytest.mark.parametrize("given", ["inputs", "compute_dtype"])
+def test_bfloat16_products(given, num_chunks):
+    """Results are float32 and as exact as the rounded inputs; gradients have the inputs' dtype and bfloat16's error."""
+    hidden, head, ids, cotangents = problem((4, 16), np.float32)
+    rounded = [jnp.asarray(a).astype(jnp.bfloat16) for a in (hidden, head)]
+    with jax.enable_x64(True):
+        exact = value_and_gradients(dense, *(np.asarray(a, np.float64) for a in rounded), ids, cotangents)
+    if given == "inputs":
+        found = value_and_gradients(
+            functools.partial(token_log_probs, block=8, num_chunks=num_chunks), *rounded, ids, cotangents
+        )
+    else:
+        options = dict(block=8, num_chunks=num_chunks, compute_dtype="bfloat16")
+        found = value_and_gradients(functools.partial(token_log_probs, **options), hidden, head, ids, cotangents)
+    wanted = jnp.bfloat16 if given == "inputs" else jnp.float32
+    assert [a.dtype for a in found] == [jnp.float32, jnp.float32, wanted, wanted]
+    close(found[:2], exact[:2], rtol=1e-5, atol=1e-5)
+    for a, b in zip(found[2:], exact[2:], strict=True):
+        np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-7, atol=2**-7 * np.abs(b).max())
+
+
+def test_the_temperature_is_an_input_without_gradient():
+    hidden, head, ids, _ = problem(dtype=np.float32)
+
+    @jax.jit
+    def total(temperature):
+        return token_log_probs(hidden, head, ids, temperature=temperature, block=8).log_probs.sum()
+
+    for temperature in (0.5, 2.0):
+        np.testing.assert_allclose(
+            total(temperature), dense(hidden, head, ids, temperature=temperature)[0].sum(), rtol=1e-5
+        )
+        assert jax.grad(total)(temperature) == 0
+    assert total._cache_size() == 1
+
+
+def test_negative_ids_are_finite_and_ids_beyond_the_vocabulary_are_nan():
+    hidden, head, _, _ = problem((5,), np.float32)
+    for block in (8, V):  # with and without rows that pad the last block
+        log_probs, entropy = token_log_probs(hidden, head, jnp.array([3, -1, -100, V, V + 2]), block=block)
+        expected, all_entropy = dense(hidden, head, jnp.array([3, 0, 0, 0, 0]))
+        np.testing.assert_allclose(log_probs[:3], expected[:3], rtol=1e-5)
+        assert np.isnan(log_probs[3:]).all()
+        np.testing.assert_allclose(entropy, all_entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("poison", [np.nan, np.inf])
+@pytest.mark.parametrize("num_chunks", [1, 4])
+def test_a_token_without_cotangent_adds_nothing_whatever_its_hidden_state(poison, num_chunks):
+    hidden, head, ids, cotangents = problem(dtype=np.float32)
+    unused = np.random.default_rng(1).random(ids.shape) < 0.4
+    cotangents = tuple(np.where(unused, 0, c) for c in cotangents)
+    score = functools.partial(token_log_probs, block=8, num_chunks=num_chunks)
+    clean = value_and_gradients(score, np.where(unused[..., None], 0, hidden), head, ids, cotangents)
+    poisoned = value_and_gradients(score, np.where(unused[..., None], poison, hidden), head, ids, cotangents)
+    for a, b in zip(poisoned[2:], clean[2:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert (np.asarray(clean[2])[unused] == 0).all()
+    np.testing.assert_array_equal(np.asarray(poisoned[0])[~unused], np.asarray(clean[0])[~unused])
+
+
+def test_a_nan_of_a_token_that_counts_is_not_hidden():
+    hidden, head, ids, cotangents = problem(dtype=np.float32)
+    hidden[1, 2] = np.nan
+    log_probs, entropy, d_hidden, d_head = value_and_gradients(token_log_probs, hidden, head, ids, cotangents)
+    assert np.isnan(log_probs[1, 2])
+    assert np.isnan(entropy[1, 2])
+    assert np.isnan(d_head).any()
+    assert np.isfinite(np.delete(np.asarray(d_hidden).reshape(-1, D), 10, axis=0)).all()
+
+
+def test_an_impossible_token_has_log_prob_minus_infinity():
+    hidden = jnp.ones((3, 2))
+    head = jnp.array([[1.0, 0.0], [-jnp.inf, 0.0], [0.0, 1.0], [0.0, 0.5]])
+    log_probs, entropy = token_log_probs(hidden, head, jnp.array([1, 0, 2]), block=2)
+    z = np.array([1.0, 1.0, 0.5])
+    p = np.exp(z) / np.exp(z).sum()
+    np.testing.assert_allclose(log_probs, [-np.inf, math.log(p[0]), math.log(p[1])], rtol=1e-6)
+    np.testing.assert_allclose(entropy, -(p * np.log(p)).sum(), rtol=1e-6)
+
+
+def test_logits_that_are_there_already():
+    """Values and gradients of both results; a masked vocabulary leaves them finite."""
+    with jax.enable_x64(True):
+        hidden, head, ids, cotangents = problem()
+        expected = value_and_gradients(functools.partial(dense, temperature=0.7), hidden, head, ids, cotangents)
+
+        def score(hidden, head, ids):
+            return log_probs_from_logits(hidden @ head.T, ids, temperature=0.7)
+
+        close(value_and_gradients(score, hidden, head, ids, cotangents), expected, rtol=1e-9, atol=1e-9)
+
+    allowed = np.arange(V) % 3 == 0
+    logits = jnp.where(allowed, jnp.asarray(hidden @ head.T, jnp.float32), -jnp.inf)
+    ids = ids - ids % 3
+    ids[0, 0] = -1
+
+    def total(logits):
+        log_probs, entropy = log_probs_from_logits(logits, ids)
+        return log_probs.sum() + entropy.sum()
+
+    value, gradient = jax.value_and_grad(total)(logits)
+    small = log_probs_from_logits(logits[..., allowed], np.maximum(ids, 0) // 3)
+    np.testing.assert_allclose(value, small.log_probs.sum() + small.entropy.sum(), rtol=1e-5)
+    assert np.isfinite(gradient).all()
+    assert (np.asarray(gradient)[..., ~allowed] == 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (dict(hidden=np.ones((4, D))), r"hidden \(4, 5\) must be the shape of ids \(6,\)"),
+        (dict(head=np.ones((V, 3))), r"head \(37, 3\) must be \[vocabulary, 5\]"),
+        (dict(softcap=0.0), "softcap must be > 0, not 0.0"),
+        (dict(temperature=0.0), "temperature must be > 0 to score tokens, not 0.0; greedy rollouts are scored at 1"),
+        (dict(num_chunks=4), r"num_chunks=4 must divide the last axis of ids \(6,\)"),
+        (dict(num_chunks=0), "num_chunks=0"),
+        (dict(block=0), "block must be at least 1"),
+    ],
+)
+def test_arguments_that_do_not_fit_are_named(change, message):
+    arguments = dict(hidden=np.ones((6, D)), head=np.ones((V, D)), ids=np.zeros(6, int)) | change
+    with pytest.raises(ValueError, match=message):
+        token_log_probs(**arguments)
+    with pytest.raises(ValueError, match=r"logits \(2, 9\) must be the shape of ids \(3,\)"):
+        log_probs_from_logits(np.zeros((2, 9)), np.zeros(3, int))
+
+
+def with_gradients(hidden, head, ids):
+    def total(hidden, head):
+        log_probs, entropy = token_log_probs(hidden, head, ids, compute_dtype="bfloat16")
+        return jnp.sum(log_probs) - 0.01 * jnp.sum(entropy)
+
+    return jax.value_and_grad(total, argnums=(0, 1))(hidden, head)
+
+
+MEMORY = """
+    import jax
+    import jax.numpy as jnp
+    from tests.losses.test_log_probs import with_gradients
+    assert jax.device_count() == 1  # the choice of blocks and chunks counts devices
+    for tokens in (4096, 16384):
+        shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((tokens, 576), (49152, 576))]
+        compiled = jax.jit(with_gradients).lower(*shapes, jax.ShapeDtypeStruct((tokens,), jnp.int32)).compile()
+        print(compiled.memory_analysis().temp_size_in_bytes)
+"""
+
+
+def test_memory_neither_holds_the_logits_nor_grows_with_the_tokens():
+    """The head of SmolLM2; the logits of 4,096 tokens alone would be 805 MB. By the compiler's own account."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(MEMORY)],
+        cwd=ROOT,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    few, many = map(int, done.stdout.split())
+    assert few <= 160e6
+    assert many <= 1.1 * few
+
+
+def sharded_arguments(mesh):
+    layouts = [P(("data", "fsdp")), P("tensor", "fsdp"), P(("data", "fsdp"))]
+    return [jax.sharding.NamedSharding(mesh, spec) for spec in layouts]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
+def test_sharded_equals_unsharded(shape):
+    hidden, head, ids, cotangents = problem((8, 16), np.float32, vocabulary=48, width=8)
+    expected = value_and_gradients(dense, hidden, head, ids, cotangents)
+    placed = jax.device_put((hidden, head, ids), tuple(sharded_arguments(make_mesh(*shape))))
+    score = functools.partial(token_log_probs, block=16, num_chunks=2)
+    found = jax.jit(functools.partial(value_and_gradients, score, cotangents=cotangents))(*placed)
+    close(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_each_device_holds_its_share_only():
+    """Eight devices with eight times the tokens: batch and head sharded, the memory of each is that of one."""
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    layouts = sharded_arguments(mesh)
+    shapes = [((32, 1024, 576), jnp.float32), ((49152, 576), jnp.float32), ((32, 1024), jnp.int32)]
+    arguments = [
+        jax.ShapeDtypeStruct(shape, dtype, sharding=layout)
+        for (shape, dtype), layout in zip(shapes, layouts, strict=True)
+    ]
+    gradients = jax.jit(with_gradients, out_shardings=(None, tuple(layouts[:2])))
+    assert gradients.lower(*arguments).compile().memory_analysis().temp_size_in_bytes <= 320e6
