@@ -184,10 +184,10 @@ def rl(name: str, method: str = "grpo", *, steps: int) -> ml_collections.ConfigD
     config.rl.epochs = 1  # passes over each batch of completions
     config.rl.batches_per_epoch = 1  # optimizer updates per pass
     config.rl.old_log_probs = "rollout"  # rollout | scored: of what sampled, with more than one update per batch
-    config.rl.report_kl_prompts = (
-        4  # prompts a step on whose completions the KL to the first weights is reported; 0: none
-    )
-    config.rl.drop_silent_groups = False  # leaves groups of equal rewards out of the update: same gradient, less work
+    config.rl.report_kl_prompts = 4  # prompts a step whose completions are also scored by the first weights; 0: none
+    # Leaves groups of equal rewards out of the update wherever that changes nothing (no KL or entropy term in the loss,
+    # one batch per epoch): the same gradient for less work.
+    config.rl.drop_silent_groups = True
     config.rl.share_prompt = True  # completions of a group share one row behind their prompt (equal, and cheaper)
     config.rl.mask_truncated = False  # completions cut off by max_new_tokens count nothing in the loss
     config.rl.advantages = ml_collections.ConfigDict({"kind": row.advantages["kind"]})

@@ -88,12 +88,14 @@ def make_rewards(reward) -> RewardRunner:
     unknown = set(reward.options) - set(reward.names)
     if unknown:
         raise UserError(f"config.reward.options.{min(unknown)} names no reward of config.reward.names={reward.names}")
-    return RewardRunner(
+    runner = RewardRunner(
         [
             Reward(name, weight=weight, options=dict(reward.options.get(name, {})), time_limit=reward.time_limit)
             for name, weight in zip(reward.names, reward.weights, strict=True)
         ]
     )
+    runner.start()  # a function that cannot be imported is found now, not after the first rollout
+    return runner
 
 
 class HeldOut:

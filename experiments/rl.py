@@ -11,10 +11,11 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.questions import HeldOut, Questions, make_rewards, prompt_width
-from experiments.rollout import Groups, RolloutWorker, drop_silent_groups, reference_use
+from experiments.rollout import Groups, RolloutWorker, abstract_groups, drop_silent_groups, reference_use
 from experiments.session import Session
 from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
 from experiments.warm_start import warm_start
@@ -22,6 +23,7 @@ from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.errors import UserError
 from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.models.scoring import completion_log_probs, frozen_copy
+from jaxalign.rewards.advantages import advantages
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import batch_shards, put_batch
 from jaxalign.training.step import make_train_step
@@ -76,12 +78,6 @@ def check(config) -> None:
             f"config.rl.batches_per_epoch={rl.batches_per_epoch} x config.train.micro_batches="
             f"{config.train.micro_batches} parts; the prompts of a step are dealt out whole groups at a time"
         )
-    terms = rl.loss.kl_coefficient or rl.loss.entropy_coefficient
-    if rl.drop_silent_groups and (terms or rl.batches_per_epoch > 1):
-        raise UserError(
-            "config.rl.drop_silent_groups leaves out groups that add nothing to the loss; with a KL or an entropy term "
-            "in it, or with several batches per epoch, they do: set config.rl.drop_silent_groups=False"
-        )
     if rl.old_log_probs not in ("rollout", "scored"):
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
     if rollout.temperature <= 0:
@@ -100,7 +96,8 @@ def run(config, workdir: str) -> None:
         train_questions = Questions(config.data.source, model.tokenizer, config.data, "source")
         rewards = session.enter(make_rewards(config.reward))
         batches = Batches(train_questions, rollout.prompts_per_step, seed=config.seed)
-        rollout_worker = RolloutWorker(config, model, rewards, prompt_width(train_questions))
+        width = prompt_width(train_questions)
+        rollout_worker = RolloutWorker(config, model, rewards, width)
         held_out = None
         if config.data.held_out:
             questions = Questions(config.data.held_out, model.tokenizer, config.data, "held_out")
@@ -130,13 +127,18 @@ def run(config, workdir: str) -> None:
         loss_options = dict(config.rl.loss)
         if loss_options["aggregation"] == "seq-mean-token-scale" and loss_options["scale_length"] is None:
             loss_options["scale_length"] = float(rollout.max_new_tokens)
+        loss_fn = make_loss(
+            model.decoder, temperature=rollout.temperature, share_prompt=rl.share_prompt, **loss_options
+        )
+        shapes = abstract_groups(config, width, with_old=updates > 1)
+        # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
+        jax.eval_shape(loss_fn, layout.abstract.params, shapes, layout.abstract.key, layout.abstract.extra)
+        jax.eval_shape(
+            lambda rewards: advantages(rewards=rewards, group_size=rollout.group_size, **rl.advantages),
+            jax.ShapeDtypeStruct((rollout.prompts_per_step * rollout.group_size,), jnp.float32),
+        )
         train_step = make_train_step(
-            make_loss(
-                model.decoder,
-                temperature=rollout.temperature,
-                share_prompt=rl.share_prompt,
-                **loss_options,
-            ),
+            loss_fn,
             optimizer,
             mesh=model.mesh,
             shardings=layout.shardings,
@@ -158,7 +160,10 @@ def run(config, workdir: str) -> None:
         if held_out is not None:
             held_out.record(session, state.params, "before")
 
-        # Two sizes of the batch, so that only two programs are compiled: half of the prompts and all of them.
+        # Without these terms groups of equal rewards add nothing. The batch has two sizes, half of the prompts and all,
+        # so that only two programs are compiled.
+        terms = rl.loss.kl_coefficient or rl.loss.entropy_coefficient or rl.batches_per_epoch > 1
+        leave_out = rl.drop_silent_groups and not terms
         multiple = math.lcm(config.train.micro_batches * batch_shards(model.mesh), -(-rollout.prompts_per_step // 2))
 
         def advance(state, step: int) -> Advance:
@@ -167,7 +172,7 @@ def run(config, workdir: str) -> None:
             if problem:
                 session.note(f"  step {step + 1}: {problem}")
             began = time.perf_counter()
-            if rl.drop_silent_groups:
+            if leave_out:
                 batch = drop_silent_groups(batch, multiple, rl.loss.aggregation, rl.loss.count_empty)
             history: list[dict[str, Any]] = []
             for part in update_batches(batch, rl, config.seed, step):

@@ -34,6 +34,23 @@ class Groups(NamedTuple):
     reference_log_probs: chex.Array | None  # [P, G, T]; None: no KL term in the loss
 
 
+def abstract_groups(config, width: int, *, with_old: bool) -> Groups:
+    """The shapes of a step's batch, for prompts of `width` tokens."""
+    prompts, group_size = config.rollout.prompts_per_step, config.rollout.group_size
+    tokens = jax.ShapeDtypeStruct((prompts, group_size, config.rollout.max_new_tokens), jnp.float32)
+    whole = jax.ShapeDtypeStruct(tokens.shape, jnp.int32)
+    return Groups(
+        prompts=jax.ShapeDtypeStruct((prompts, width), jnp.int32),
+        prompt_lengths=jax.ShapeDtypeStruct((prompts,), jnp.int32),
+        completions=whole,
+        mask=tokens,
+        advantages=jax.ShapeDtypeStruct((prompts, group_size), jnp.float32),
+        absent_weight=jax.ShapeDtypeStruct((prompts,), jnp.float32),
+        old_log_probs=tokens if with_old else None,
+        reference_log_probs=tokens if reference_use(config) == "loss" else None,
+    )
+
+
 class Rollout(NamedTuple):
     batch: Groups  # host arrays
     metrics: dict[str, float]

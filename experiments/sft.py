@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 
 import jax
-from jaxalign.losses.supervised import supervised_loss
 
 from experiments.questions import HeldOut, Questions, encode_prompt, make_rewards
 from experiments.session import Session
@@ -14,6 +13,7 @@ from jaxalign.data.packing import PackedSource, stack_rows
 from jaxalign.data.sources import load_source, where
 from jaxalign.errors import UserError
 from jaxalign.losses.log_probs import token_log_probs
+from jaxalign.losses.supervised import supervised_loss
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import put_batch
 from jaxalign.training.step import make_train_step

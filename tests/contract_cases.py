@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.losses import policy_gradient, supervised
+from jaxalign.losses import policy_gradient, supervised, value
 from jaxalign.losses.log_probs import TokenLogProbs, log_probs_from_logits, token_log_probs
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
@@ -173,7 +173,7 @@ def value_loss(seed, rows, dtype, scorer) -> Case:
     """The value loss; the model's log-probs stand for values."""
 
     def loss(outputs, batch):
-        return policy_gradient.value_loss(
+        return value.value_loss(
             outputs["log_probs"], batch["old_log_probs"], batch["reference_log_probs"], batch["mask"]
         )
 

@@ -6,14 +6,19 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objective import safe_divide
+from jaxalign.objective import Metrics, safe_divide
 
 Aggregation = Literal["token-mean", "seq-mean-token-mean", "seq-mean-token-sum", "seq-mean-token-scale"]
 
 
+def sum_type(x: jax.Array) -> jnp.dtype:
+    """The type in which long sums of `x` are taken: float32, or float64 if it came as float64."""
+    return jnp.promote_types(jnp.float32, x.dtype)
+
+
 def float_sums(x: jax.Array) -> jax.Array:
-    """`x` in the type in which long sums are taken: float32, or float64 if it came as float64."""
-    return x.astype(jnp.promote_types(jnp.float32, x.dtype))
+    """`x` in the type in which long sums of it are taken."""
+    return x.astype(sum_type(x))
 
 
 def masked(x: jax.Array, mask: jax.Array) -> jax.Array:
@@ -23,6 +28,20 @@ def masked(x: jax.Array, mask: jax.Array) -> jax.Array:
     """
     x = float_sums(x)
     return jnp.where(mask != 0, x, 0) * mask.astype(x.dtype)
+
+
+def where_counted(x: jax.Array, mask: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """`x` in `dtype` with 0 at mask 0: what stands there, and its gradient, gets no further.
+
+    The first thing to do with an input of a loss: a NaN that enters a product comes back in the gradient
+    even if the value is dropped later.
+    """
+    return jnp.where(mask != 0, jnp.asarray(x, dtype), 0)
+
+
+def token_means(values: dict[str, jax.Array], mask: jax.Array) -> Metrics:
+    """[B, T] values (bool or numbers) as metrics: (sum over tokens that count, their number), without gradient."""
+    return {name: aggregate(jax.lax.stop_gradient(x), mask, "token-mean") for name, x in values.items()}
 
 
 def aggregate(

@@ -10,21 +10,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.aggregation import Aggregation, aggregate, masked
+from jaxalign.losses.aggregation import Aggregation, aggregate, masked, sum_type, token_means, where_counted
 from jaxalign.losses.kl import KlKind, kl_estimate
-from jaxalign.objective import Metrics, Objective, safe_divide
+from jaxalign.objective import Objective, safe_divide
 
 RatioLevel = Literal["token", "sequence", "sequence-token", "sequence-sum", "on-policy"]
-
-
-def _where_it_counts(x: jax.Array, mask: jax.Array, dtype: jax.typing.DTypeLike) -> jax.Array:
-    """`x` with 0 at mask 0: neither a NaN there nor its gradient gets any further."""
-    return jnp.where(mask != 0, jnp.asarray(x, dtype), 0)
-
-
-def _sum_dtype(log_probs: jax.Array) -> jnp.dtype:
-    chex.assert_type(log_probs, float)
-    return jnp.promote_types(jnp.float32, log_probs.dtype)
 
 
 def log_importance_ratio(
@@ -38,12 +28,12 @@ def log_importance_ratio(
     """The logarithm of `importance_ratio`, [B, T]."""
     if level not in get_args(RatioLevel):
         raise ValueError(f"unknown level of the importance ratio {level!r}; choose one of {get_args(RatioLevel)}")
-    dtype = _sum_dtype(log_probs)
-    log_probs = _where_it_counts(log_probs, mask, dtype)
+    dtype = sum_type(log_probs)
+    log_probs = where_counted(log_probs, mask, dtype)
     constant = jax.lax.stop_gradient(log_probs)
     if old_log_probs is None or level == "on-policy":
         old_log_probs = constant
-    difference = log_probs - jax.lax.stop_gradient(_where_it_counts(old_log_probs, mask, dtype))
+    difference = log_probs - jax.lax.stop_gradient(where_counted(old_log_probs, mask, dtype))
     if level in ("token", "on-policy"):
         log_ratio = difference
     else:
@@ -186,10 +176,10 @@ def policy_loss(
         [x for x in (log_probs, mask, old_log_probs, reference_log_probs, entropy) if x is not None]
     )
     chex.assert_equal_shape_prefix([log_probs, advantages], advantages.ndim)
-    dtype = _sum_dtype(log_probs)
+    dtype = sum_type(log_probs)
     per_token = advantages if advantages.ndim == 2 else jnp.broadcast_to(advantages[:, None], mask.shape)
-    a = jax.lax.stop_gradient(_where_it_counts(per_token, mask, dtype))
-    log_probs = _where_it_counts(log_probs, mask, dtype)
+    a = jax.lax.stop_gradient(where_counted(per_token, mask, dtype))
+    log_probs = where_counted(log_probs, mask, dtype)
     log_rho = log_importance_ratio(log_probs, old_log_probs, mask, ratio, log_ratio_clamp=log_ratio_clamp)
     rho = jnp.exp(jax.lax.stop_gradient(log_rho))
 
@@ -209,53 +199,14 @@ def policy_loss(
     }
     means["clip_fraction"] = means["clip_fraction_low"] | means["clip_fraction_high"]
     if reference_log_probs is not None:
-        reference = _where_it_counts(reference_log_probs, mask, dtype)
+        reference = where_counted(reference_log_probs, mask, dtype)
         means["kl"] = kl_estimate(log_probs, reference, "k3", log_ratio_clamp=log_ratio_clamp)
         if not _is_zero(kl_coefficient):
             term = kl_estimate(log_probs, reference, kl, log_ratio_clamp=log_ratio_clamp, value_clamp=kl_value_clamp)
             per_token_loss = per_token_loss + kl_coefficient * term
     if entropy is not None:
-        means["entropy"] = _where_it_counts(entropy, mask, dtype)
+        means["entropy"] = where_counted(entropy, mask, dtype)
         if not _is_zero(entropy_coefficient):
             per_token_loss = per_token_loss - entropy_coefficient * means["entropy"]
     total, weight = aggregate(per_token_loss, mask, aggregation, scale_length=scale_length, count_empty=count_empty)
-    return Objective(total, weight, _token_means(means, mask, dtype))
-
-
-def _token_means(values: dict[str, jax.Array], mask: jax.Array, dtype: jax.typing.DTypeLike) -> Metrics:
-    """Metrics as (sum over tokens that count, their number), without gradient."""
-    constants = {name: jax.lax.stop_gradient(x).astype(dtype) for name, x in values.items()}
-    return {name: aggregate(x, mask, "token-mean") for name, x in constants.items()}
-
-
-def value_loss(
-    values: jax.Array, old_values: jax.Array, returns: jax.Array, mask: jax.Array, *, clip: float | None = 0.2
-) -> Objective:
-    """0.5 max((v - R)^2, (clip(v, v_old - c, v_old + c) - R)^2), a mean over tokens.
-
-    Gradient flows into `values` only. What stands at mask 0 has no effect.
-
-    Args:
-      values: [B, T], estimated by the value function being trained.
-      old_values: [B, T], its estimates at the time of sampling.
-      returns: [B, T] targets R (`jaxalign.rewards.gae.gae`).
-      mask: [B, T], 1 = counts.
-      clip: c, in units of reward; None: off.
-
-    Returns:
-      An Objective with the token means value, return and value_clip_fraction.
-
-    Not in the PPO paper, but in its first implementation (openai/baselines, ppo2) and those after it.
-    """
-    chex.assert_rank([values, old_values, returns, mask], 2)
-    chex.assert_equal_shape([values, old_values, returns, mask])
-    mask = jnp.asarray(mask)
-    dtype = _sum_dtype(values)
-    values, old_values, returns = (_where_it_counts(x, mask, dtype) for x in (values, old_values, returns))
-    old_values, returns = jax.lax.stop_gradient((old_values, returns))
-    error = plain = (values - returns) ** 2
-    if clip is not None:
-        error = jnp.maximum(plain, (jnp.clip(values, old_values - clip, old_values + clip) - returns) ** 2)
-    means = {"value": values, "return": returns, "value_clip_fraction": error > plain}
-    total, weight = aggregate(0.5 * error, mask, "token-mean")
-    return Objective(total, weight, _token_means(means, mask, dtype))
+    return Objective(total, weight, token_means(means, mask))

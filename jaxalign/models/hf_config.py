@@ -151,7 +151,11 @@ def to_hugging_face(config: DecoderConfig) -> dict[str, Any]:
         values |= {"use_sliding_window": slides, "sliding_window": config.sliding_window}
         if slides:
             values |= {"max_window_layers": 0, "layer_types": kinds}
-    if from_hugging_face(values) != _normal(config):
+    try:
+        same = from_hugging_face(values) == _normal(config)
+    except UserError:
+        same = False
+    if not same:
         raise UserError(
             f"this configuration is not one of a {model_type} model, so it cannot be written for transformers; "
             f"supported are {', '.join(SUPPORTED)}"

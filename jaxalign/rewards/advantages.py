@@ -72,10 +72,11 @@ def group_advantages(
     scorable = ~jnp.isnan(groups)
     centred = statistics.deviations(groups, scorable)
     if scale == "group":
-        centred = centred / (jnp.sqrt(statistics.variance(centred, scorable, ddof=ddof)) + epsilon)
+        centred = statistics.scaled(centred, jnp.sqrt(statistics.variance(centred, scorable, ddof=ddof)) + epsilon)
     elif scale == "batch":
         of_batch = statistics.deviations(groups, scorable, axis=None)
-        centred = centred / (jnp.sqrt(statistics.variance(of_batch, scorable, ddof=ddof, axis=None)) + epsilon)
+        variance = statistics.variance(of_batch, scorable, ddof=ddof, axis=None)
+        centred = statistics.scaled(centred, jnp.sqrt(variance) + epsilon)
     return centred.reshape(-1)
 
 
@@ -107,7 +108,8 @@ def leave_one_out_advantages(
     result = statistics.deviations(groups, scorable) * safe_divide(count, count - 1)
     if standardise:
         result = statistics.deviations(result, scorable, axis=None)
-        result = result / (jnp.sqrt(statistics.variance(result, scorable, ddof=1, axis=None)) + epsilon)
+        variance = statistics.variance(result, scorable, ddof=1, axis=None)
+        result = statistics.scaled(result, jnp.sqrt(variance) + epsilon)
     return result.reshape(-1)
 
 
@@ -242,25 +244,5 @@ def combine_rewards(
     combined = jnp.where(scorable, values, 0) @ jnp.asarray(weights, values.dtype)
     if how == "normalise_each":
         combined = statistics.deviations(combined, known)
-        combined = combined / (jnp.sqrt(statistics.variance(combined, known, ddof=ddof)) + epsilon)
+        combined = statistics.scaled(combined, jnp.sqrt(statistics.variance(combined, known, ddof=ddof)) + epsilon)
     return jnp.where(known, combined, jnp.nan)
-
-
-def overlong_penalty(lengths: jax.Array, max_length: int, buffer: int) -> jax.Array:
-    """A penalty in [-1, 0] that grows over the last `buffer` tokens before `max_length`.
-
-    0 up to max_length - buffer, then ((max_length - buffer) - length) / buffer, and -1 from
-    `max_length` on. To be added to the reward. UserError unless 0 < buffer <= max_length.
-
-    Args:
-      lengths: [B] lengths in tokens (not characters).
-      max_length: tokens; 20480 in the paper.
-      buffer: tokens; 4096 in the paper.
-
-    DAPO: arXiv 2503.14476, equation 13.
-    """
-    if not 0 < buffer <= max_length:
-        raise UserError(f"the buffer of {buffer} tokens must be at least 1 and at most max_length={max_length}")
-    lengths = jnp.asarray(lengths)
-    excess = (max_length - buffer - lengths).astype(jnp.promote_types(jnp.float32, lengths.dtype))
-    return jnp.clip(excess / buffer, -1, 0)

@@ -1,29 +1,10 @@
-"""Token-level rewards and generalised advantage estimation, and the KL penalty that belongs in the reward."""
+"""Token-level rewards and generalised advantage estimation, the advantages of PPO with a value function."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.aggregation import float_sums, masked
-
-
-def kl_penalty(
-    old_log_probs: jax.Array, reference_log_probs: jax.Array, mask: jax.Array, coefficient: float | jax.Array
-) -> jax.Array:
-    """[B]: -coefficient * sum_t mask (old_log_prob - reference_log_prob), to be added to rewards [B].
-
-    The sum is the k1 estimate, in nats, of the KL of whole completions from the reference: as a reward
-    it regularises, as a loss term it does nothing in expectation. No gradient flows.
-
-    Args:
-      old_log_probs: [B, T] under the policy that sampled the tokens.
-      reference_log_probs: [B, T].
-      mask: [B, T], 1 = counts; what stands at 0 has no effect.
-      coefficient: beta, in units of reward per nat (0.05 for RLOO in TRL).
-
-    InstructGPT, arXiv 2203.02155, equation 2; RLOO, arXiv 2402.14740.
-    """
-    return token_rewards(jnp.zeros(mask.shape[0]), old_log_probs, reference_log_probs, mask, coefficient).sum(axis=1)
 
 
 def token_rewards(
@@ -38,11 +19,16 @@ def token_rewards(
     Args:
       scores: [B] rewards of whole completions. A NaN (not scorable) adds 0; mask the row out if it shall
         not be learned from at all.
-      old_log_probs, reference_log_probs, mask: [B, T], as in `kl_penalty`.
+      old_log_probs: [B, T] in nats, under the policy that sampled the tokens.
+      reference_log_probs: [B, T].
+      mask: [B, T], 1 = counts; what stands at 0 has no effect.
       kl_coefficient: beta, in units of reward per nat.
 
     Returns:
-      [B, T], 0 where the mask is 0. Constants: no gradient.
+      [B, T], 0 where the mask is 0. Constants: no gradient. Their sum over a row is the score plus
+      `jaxalign.rewards.shaping.kl_penalty`.
+
+    InstructGPT, arXiv 2203.02155, equation 2, with the KL spread over the tokens as in arXiv 1909.08593.
     """
     chex.assert_rank([scores, old_log_probs, reference_log_probs, mask], [1, 2, 2, 2])
     chex.assert_equal_shape([old_log_probs, reference_log_probs, mask])

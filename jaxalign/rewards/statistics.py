@@ -32,6 +32,11 @@ def variance(deviations: jax.Array, counts: jax.Array, *, ddof: int, axis: int |
     return safe_divide((deviations**2).sum(axis=axis, keepdims=True), degrees)
 
 
+def scaled(deviations: jax.Array, spread: jax.Array) -> jax.Array:
+    """deviations / spread; where the spread is 0 (no variation, no epsilon) the deviations are 0 and stay so."""
+    return deviations / jnp.where(spread == 0, 1, spread)
+
+
 def whiten(x: jax.Array, mask: jax.Array, *, ddof: int = 1, epsilon: float = 1e-8) -> jax.Array:
     """(x - mean) / sqrt(variance + epsilon) over all entries with mask != 0; 0 at the others.
 
@@ -51,4 +56,4 @@ def whiten(x: jax.Array, mask: jax.Array, *, ddof: int = 1, epsilon: float = 1e-
     x = x.astype(jnp.promote_types(jnp.float32, x.dtype))
     counts = jnp.asarray(mask) != 0
     centred = deviations(x, counts, axis=None)
-    return centred * jax.lax.rsqrt(variance(centred, counts, ddof=ddof, axis=None) + epsilon)
+    return scaled(centred, jnp.sqrt(variance(centred, counts, ddof=ddof, axis=None) + epsilon))

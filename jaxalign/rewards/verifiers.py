@@ -160,7 +160,7 @@ def length_within(
 ) -> float:
     """1 if the completion's length is in [minimum, maximum], falling linearly to 0 over `softness` units outside.
 
-    `unit` is "characters" or "words". (Lengths in tokens: `jaxalign.rewards.advantages.overlong_penalty`.)
+    `unit` is "characters" or "words". (Lengths in tokens: `jaxalign.rewards.shaping.overlong_penalty`.)
     """
     if unit not in ("characters", "words"):
         raise UserError(f"length unit {unit!r} is not known; use 'characters' or 'words'")

@@ -53,7 +53,6 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.warm_start.steps=8",
             "--config.rl.epochs=2",
             "--config.rl.batches_per_epoch=2",
-            "--config.rl.drop_silent_groups=False",
             "--config.evaluation.max_questions=4",
         ),
     ),
