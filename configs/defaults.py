@@ -55,8 +55,9 @@ def optimizer() -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.name = "adamw"
     config.learning_rate = 1e-5  # peak
-    config.schedule = "constant"
+    config.schedule = "constant"  # constant | linear | cosine | inverse_sqrt
     config.warmup_steps = 0
+    config.final_fraction = 0.0  # of the peak, below which a schedule does not fall
     config.weight_decay = 0.0  # not on norms and biases
     config.max_grad_norm = 1.0  # 0: no clipping
     config.b1 = 0.9
@@ -215,10 +216,10 @@ def sft(name: str, *, steps: int) -> ml_collections.ConfigDict:
 
 
 def untrained(config: ml_collections.ConfigDict) -> None:
-    """Turns a recipe into its smallest form: a Qwen3 of 0.8 M parameters from nothing, on one-digit sums."""
+    """Turns a recipe into its smallest form: a Qwen3 of 0.8 M parameters from nothing, on sums."""
     config.model.path = "random:tiny_qwen3"
     config.model.remat = "none"
-    config.data.source = "arithmetic?split=train&operations=+&max_operand=9&template={question}="
-    config.data.held_out = "arithmetic?split=held_out&operations=+&max_operand=9&template={question}="
+    config.data.source = "arithmetic?split=train&operations=+&template={question}="
+    config.data.held_out = "arithmetic?split=held_out&operations=+&template={question}="
     config.data.chat = False
     config.evaluation.max_new_tokens = (4,)

@@ -12,6 +12,18 @@ from collections.abc import Sequence
 from jaxalign.errors import UserError
 from jaxalign.methods import METHODS, Method, get_method, markdown_table, settings_text
 
+_PAGE = """# Methods
+
+Written by `python -m experiments.methods --markdown > docs/methods.md` from the table in `jaxalign/methods.py`.
+A row is run by `python -m experiments.run --config=<config>`.
+
+"""
+
+
+def page() -> str:
+    """docs/methods.md."""
+    return _PAGE + markdown_table()
+
 
 def overview() -> str:
     """One aligned line per method."""
@@ -46,11 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="experiments.methods", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("method", nargs="?", help="show this one in full")
-    parser.add_argument("--markdown", action="store_true", help="write the whole table as markdown")
+    parser.add_argument("--markdown", action="store_true", help="write the page of the documentation")
     arguments = parser.parse_args(argv)
     try:
         if arguments.markdown:
-            text = markdown_table()
+            text = page()
         else:
             text = details(get_method(arguments.method)) if arguments.method else overview()
     except UserError as error:

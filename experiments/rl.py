@@ -78,6 +78,13 @@ def check(config) -> None:
             f"config.rl.batches_per_epoch={rl.batches_per_epoch} x config.train.micro_batches="
             f"{config.train.micro_batches} parts; the prompts of a step are dealt out whole groups at a time"
         )
+    if config.reward.combine == "normalise_each" and (
+        rl.advantages.get("scale") != "none" or config.reward.kl_coefficient
+    ):
+        raise UserError(
+            "config.reward.combine='normalise_each' gives advantages: it goes with --config.rl.advantages.scale=none "
+            "and --config.reward.kl_coefficient=0"
+        )
     if rl.old_log_probs not in ("rollout", "scored"):
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
     if rollout.temperature <= 0:

@@ -28,7 +28,7 @@ class Method:
     # `kind` and keyword options of `jaxalign.rewards.advantages.advantages`; empty where nothing is rewarded.
     advantages: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     # beta of the k1 penalty in the reward, in units of reward per nat. If it is not 0 the experiment adds
-    # `jaxalign.rewards.shaping.kl_penalty(old_log_probs, reference_log_probs, mask, kl_in_reward)` to the
+    # `jaxalign.rewards.gae.kl_penalty(old_log_probs, reference_log_probs, mask, kl_in_reward)` to the
     # combined rewards, before advantages are made of them.
     kl_in_reward: float = 0.0
 
@@ -73,7 +73,7 @@ _ROWS = (
         pieces=(
             _POLICY_LOSS,
             "jaxalign.rewards.advantages:leave_one_out_advantages",
-            "jaxalign.rewards.shaping:kl_penalty",
+            "jaxalign.rewards.gae:kl_penalty",
         ),
         config="configs/grpo_qwen.py:rloo",
         claim="The reward rises, and the gradient is unbiased whatever the group size.",

@@ -17,8 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.losses import policy_gradient, supervised, value
+from jaxalign.losses import policy_gradient, supervised
 from jaxalign.losses.log_probs import TokenLogProbs, log_probs_from_logits, token_log_probs
+from jaxalign.losses.value import value_loss
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
@@ -169,13 +170,11 @@ def every_option(seed, rows, dtype, scorer) -> Case:
     return token_case(seed, rows, dtype, scorer, loss, noise=0.5, extra=extra)
 
 
-def value_loss(seed, rows, dtype, scorer) -> Case:
+def value_regression(seed, rows, dtype, scorer) -> Case:
     """The value loss; the model's log-probs stand for values."""
 
     def loss(outputs, batch):
-        return value.value_loss(
-            outputs["log_probs"], batch["old_log_probs"], batch["reference_log_probs"], batch["mask"]
-        )
+        return value_loss(outputs["log_probs"], batch["old_log_probs"], batch["reference_log_probs"], batch["mask"])
 
     return token_case(seed, rows, dtype, scorer, loss, noise=0.3)
 
@@ -190,7 +189,7 @@ CASES: dict[str, Builder] = {
     },
     # Not methods of the table:
     "policy_loss with every option": every_option,
-    "value_loss": value_loss,
+    "value_loss": value_regression,
 }
 
 

@@ -115,10 +115,16 @@ def test_the_command_names_mistakes(capsys):
     assert captured.err.startswith("experiments.methods: error: method 'gropo' is not known")
 
 
-def test_the_markdown_table_is_one(capsys):
+def test_the_markdown_table_is_one():
     lines = markdown_table().splitlines()
     assert len(lines) == 2 + len(METHODS)
-    cells = [len(re.findall(r"(?<!\\)\|", line)) for line in lines]
-    assert set(cells) == {7}
+    assert {len(re.findall(r"(?<!\\)\|", line)) for line in lines} == {7}
+
+
+def test_the_documentation_is_up_to_date(capsys):
     assert command.main(["--markdown"]) == 0
-    assert markdown_table() in capsys.readouterr().out
+    page = capsys.readouterr().out
+    assert markdown_table() in page
+    assert (ROOT / "docs" / "methods.md").read_text() == page, (
+        "python -m experiments.methods --markdown > docs/methods.md"
+    )

@@ -2,8 +2,8 @@
 
 By default the questions are all of "What is a+b?" with 0 <= a, b <= 20, "What is a-b?" with 0 <= b <= a <= 20 and
 "What is a*b?" with 0 <= a, b <= 12: 441 + 231 + 169 = 841 different ones. The ranges are small on purpose.
-Policy-gradient training learns only from prompts that are answered right now and then. An instruction-tuned model of 135
-million parameters does so for operands like these; hardly ever for sums of arbitrary two-digit numbers or for word
+Policy-gradient training learns only from prompts that are answered right now and then. An instruction-tuned model of
+135 million parameters does so for operands like these; hardly ever for sums of arbitrary two-digit numbers or for word
 problems, and never for differences below zero (`negative` adds them).
 
 Nothing is drawn with replacement: the set is enumerated and divided, so that no held-out question was ever trained on.

@@ -51,7 +51,7 @@ class ChatTemplate:
             return self._compiled.render(messages=list(messages), add_generation_prompt=add_generation_prompt, **names)
         except jinja2.TemplateSyntaxError as error:
             raise UserError(f"the chat template is broken at its line {error.lineno}: {error.message}") from error
-        except (jinja2.TemplateError, TypeError) as error:
+        except Exception as error:  # a template is a program and can fail in any way
             raise UserError(f"the chat template refuses this conversation: {error}") from error
 
     @functools.cached_property

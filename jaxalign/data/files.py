@@ -1,7 +1,6 @@
 """Examples from files: JSON Lines, Parquet, and the folders that `datasets.save_to_disk` writes.
 
-Each class is a source: `len(source)`, `source[i] -> dict`, and `source.where(i)`, which says in
-    words where example i
+Each class is a source: `len(source)`, `source[i] -> dict`, and `source.where(i)`, which says in words where example i
 comes from, for error messages.
 """
 

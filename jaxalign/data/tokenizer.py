@@ -197,7 +197,7 @@ class Tokenizer:
         return self._fingerprint
 
     def check_fits(self, vocab_size: int, model: str) -> None:
-        """Refuses a tokenizer that cannot belong to an embedding of `vocab_size` rows, and guards `encode` from then on.
+        """Refuses a tokenizer that cannot belong to an embedding of `vocab_size` rows, and guards `encode` from now on.
 
         Special tokens beyond the embedding are tolerated (Gemma 3's image token is one) until a text contains one.
 

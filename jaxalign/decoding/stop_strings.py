@@ -33,10 +33,8 @@ def _byte_transitions(patterns: list[bytes]) -> tuple[np.ndarray, np.ndarray]:
     for byte, child in children[0].items():
         step[0, byte] = child
         queue.append((child, 0))
-    for (
-        node,
-        fallback,
-    ) in queue:  # breadth first: the fallback (longest proper suffix) is shallower, hence complete
+    # Breadth first: the fallback (longest proper suffix) is shallower, hence complete.
+    for node, fallback in queue:
         ends[node] = ends[node] or ends[fallback]
         step[node] = step[fallback]
         for byte, child in children[node].items():

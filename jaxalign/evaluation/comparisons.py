@@ -1,6 +1,4 @@
-"""Is A better than B? Paired permutation tests, Welch's test, Holm's correction, and the report of
-a comparison.
-"""
+"""Is A better than B? Paired permutation tests, Welch's test, Holm's correction, and the report of a comparison."""
 
 from typing import NamedTuple
 
@@ -62,8 +60,7 @@ def welch(a, b, level: float = 0.95) -> Welch:
 
 
 def holm(p_values) -> np.ndarray:
-    """Holm's adjusted p-values [m] of a family of m tests: reject those below the level; no error
-    rate is exceeded.
+    """Holm's adjusted p-values [m] of a family of m tests: rejecting those below a level keeps the family's error rate.
 
     adjusted_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)),   p_(1) <= p_(2) <= ...
     """
@@ -85,8 +82,7 @@ class Comparison(NamedTuple):
 
 
 def compare(key: jax.Array, a, b, level: float = 0.95) -> Comparison:
-    """Compares two methods on the same prompts and the same seeds: a [S, P], b [S, P], larger is
-    better.
+    """Compares two methods on the same prompts and the same seeds: a [S, P], b [S, P], larger is better.
 
     "A beats B" is said only if the interval of the difference lies above 0 and the paired p-value
     is below 1 - level: either over prompts, with the differences of at least 3 seeds averaged, or

@@ -49,8 +49,7 @@ def bootstrap_ci(key: jax.Array, values, level: float = 0.95, resamples: int = 1
 
 
 def seed_report(metric, level: float = 0.95) -> SeedReport:
-    """Mean of a metric over training seeds [S] with its Student t interval (S - 1 degrees of
-    freedom).
+    """Mean of a metric over training seeds [S] with its Student t interval (S - 1 degrees of freedom).
 
     Raises ValueError: no values, NaN among them, level outside (0, 1).
     """

@@ -22,8 +22,7 @@ def pass_at_k(n, c, k: int):
         c: right ones among them, [P] or a number.
         k: how many are drawn, a Python integer.
 
-    Returns: [P], float64 NumPy for NumPy input; float32 for JAX arrays (relative error below 1e-4
-        up to n = 512).
+    Returns: [P], float64 NumPy for NumPy input; float32 for JAX arrays (relative error below 1e-4 up to n = 512).
 
     Raises ValueError if k < 1 or, outside of jit, some n < k or c outside 0..n; inside jit such
     places become NaN.

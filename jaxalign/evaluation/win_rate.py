@@ -20,8 +20,7 @@ def win_rate(a, b, nan_policy: str = "error") -> WinRate:
 
         w = mean_p ( 1[a > b] + 1/2 1[a = b] )
 
-    Symmetric: w(a, b) + w(b, a) = 1. The standard error is the ddof-1 standard deviation over
-        prompts by sqrt(P).
+    Symmetric: w(a, b) + w(b, a) = 1. The standard error is the ddof-1 standard deviation over prompts by sqrt(P).
 
     With nan_policy="lose", NaN (not scorable) loses against a number and ties with NaN.
 
@@ -48,8 +47,7 @@ def judge_both_orders(
     a: Sequence[str],
     b: Sequence[str],
 ) -> np.ndarray:
-    """Preference for a over b in [0, 1], [P], averaged over the two orders in which the judge sees
-    them.
+    """Preference for a over b in [0, 1], [P], averaged over the two orders in which the judge sees them.
 
     `judge(prompt, first, second)` returns its preference for the first. A judge that always likes
     the first place gets 1/2 everywhere.
@@ -114,9 +112,7 @@ def length_controlled_win_rate(
 
 
 def _fit(features: np.ndarray, y: np.ndarray, ridge: float) -> np.ndarray:
-    """Ridge logistic regression with soft labels. Strictly convex, so damped Newton steps reach the
-    one minimum.
-    """
+    """Ridge logistic regression with soft labels: strictly convex, so damped Newton steps reach the one minimum."""
 
     def objective(w):
         logits = features @ w

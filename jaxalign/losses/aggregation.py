@@ -39,9 +39,10 @@ def where_counted(x: jax.Array, mask: jax.Array, dtype: jax.typing.DTypeLike) ->
     return jnp.where(mask != 0, jnp.asarray(x, dtype), 0)
 
 
-def token_means(values: dict[str, jax.Array], mask: jax.Array) -> Metrics:
+def token_means(values: dict[str, jax.Array], mask: jax.Array, dtype: jax.typing.DTypeLike) -> Metrics:
     """[B, T] values (bool or numbers) as metrics: (sum over tokens that count, their number), without gradient."""
-    return {name: aggregate(jax.lax.stop_gradient(x), mask, "token-mean") for name, x in values.items()}
+    constants = {name: jax.lax.stop_gradient(x).astype(dtype) for name, x in values.items()}
+    return {name: aggregate(x, mask, "token-mean") for name, x in constants.items()}
 
 
 def aggregate(

@@ -209,4 +209,4 @@ def policy_loss(
         if not _is_zero(entropy_coefficient):
             per_token_loss = per_token_loss - entropy_coefficient * means["entropy"]
     total, weight = aggregate(per_token_loss, mask, aggregation, scale_length=scale_length, count_empty=count_empty)
-    return Objective(total, weight, token_means(means, mask))
+    return Objective(total, weight, token_means(means, mask, dtype))

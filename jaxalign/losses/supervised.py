@@ -3,7 +3,7 @@
 import chex
 import jax
 
-from jaxalign.losses.aggregation import Aggregation, aggregate, token_means
+from jaxalign.losses.aggregation import Aggregation, aggregate, sum_type, token_means
 from jaxalign.objective import Objective
 
 
@@ -36,4 +36,4 @@ def supervised_loss(
     chex.assert_rank([log_probs, mask], 2)
     chex.assert_type(log_probs, float)
     total, weight = aggregate(-log_probs, mask, aggregation, scale_length=scale_length)
-    return Objective(total, weight, token_means({"token_nll": -log_probs}, mask))
+    return Objective(total, weight, token_means({"token_nll": -log_probs}, mask, sum_type(log_probs)))

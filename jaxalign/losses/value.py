@@ -39,4 +39,4 @@ def value_loss(
         error = jnp.maximum(plain, (jnp.clip(values, old_values - clip, old_values + clip) - returns) ** 2)
     means = {"value": values, "return": returns, "value_clip_fraction": error > plain}
     total, weight = aggregate(0.5 * error, mask, "token-mean")
-    return Objective(total, weight, token_means(means, mask))
+    return Objective(total, weight, token_means(means, mask, dtype))

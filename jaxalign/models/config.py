@@ -105,12 +105,12 @@ NAMED: dict[str, DecoderConfig] = {
     "smollm2_1_7b": _smollm2(24, 2048, 8192, 32, 32, 1.3e5),
     "gemma3_270m": _gemma3(18, 640, 2048, 4, 1),
     "gemma3_1b": _gemma3(26, 1152, 6912, 4, 1),
-    # no published weights: to be trained from nothing with the byte tokenizer, in tests and notebooks (0.8 M parameters)
+    # No published weights: trained from nothing with the byte tokenizer, in tests and notebooks (0.8 M parameters).
     "tiny_qwen3": DecoderConfig(
         vocab_size=272, num_layers=4, embed_dim=128, mlp_dim=384, num_heads=4, num_kv_heads=2, head_dim=32,
         max_positions=1024, qk_norm=True,
     ),
-}
+}  # fmt: skip
 
 HUB_IDS: dict[str, str] = {
     "qwen3_0_6b": "Qwen/Qwen3-0.6B",

@@ -1,8 +1,8 @@
 """Decoder-only transformers (Llama, SmolLM2, Qwen2/2.5, Qwen3, Gemma 3) behind pure functions.
 
 `Transformer` is the Flax NNX module. `Decoder` splits it once into a static definition and a parameter tree and offers
-what everybody else uses: `apply`-like functions of `(params, arrays)`. Training scans one block over stacked layers with
-rematerialisation; decoding unrolls the layers so that each cache is updated in place. Both run the same `Block`.
+what everybody else uses: `apply`-like functions of `(params, arrays)`. Training scans one block over stacked layers
+with rematerialisation; decoding unrolls the layers so that each cache is updated in place. Both run the same `Block`.
 """
 
 import dataclasses

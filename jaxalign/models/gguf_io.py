@@ -27,8 +27,8 @@ def read_config(file: GgufFile) -> DecoderConfig:
     """The `DecoderConfig` of a GGUF file's metadata.
 
     Raises:
-        UserError: the architecture is not one of `SUPPORTED`, or a key is missing or asks for something that the decoder
-            does not compute.
+        UserError: the architecture is not one of `SUPPORTED`, or a key is missing or asks for something that the
+            decoder does not compute.
     """
     arch = file.metadata.get("general.architecture")
     if arch not in SUPPORTED:

@@ -223,7 +223,7 @@ def _scaling_out(scaling: tuple | None) -> dict[str, Any] | None:
 
 def _sliding(values: Mapping[str, Any], where: str) -> tuple[int | None, int | None]:
     """(sliding window, every n-th layer is global)."""
-    layers, window = values["num_hidden_layers"] if "num_hidden_layers" in values else 0, values.get("sliding_window")
+    layers, window = values.get("num_hidden_layers", 0), values.get("sliding_window")
     gemma = values["model_type"] == "gemma3_text"
     if window is None or not (gemma or values.get("use_sliding_window", False)):
         return None, None

@@ -92,9 +92,9 @@ def resolve(path: str, environment: Mapping[str, str] | None = None) -> Source:
         if not local.is_file():
             raise UserError(f"there is no file {local}; give the path of a .gguf file that exists")
         return Source("gguf", local, local.stem, f"the GGUF file {local}")
-    if local.is_dir():
+    if path and local.is_dir():  # Path("") is the working directory
         return _from_folder(local)
-    if local.exists():
+    if path and local.exists():
         raise UserError(f"{local} is a file but not a .gguf file; a model is {_KINDS}")
     if re.fullmatch(r"[A-Za-z0-9][\w.-]*/[\w.-]+", path):
         return _from_hub(path)
@@ -185,6 +185,7 @@ def _from_hub(repository: str) -> Source:
             how = "in the local hub cache"
         except Exception:
             folder = Path(snapshot_download(repository, allow_patterns=_HUB_FILES))
+            safetensors_io.weight_files(folder)  # without network the library is content with a part
             how = "downloaded from the hub"
     except Exception as error:  # the library's errors are of many kinds: network, offline mode, access, no such id
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

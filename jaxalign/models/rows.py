@@ -12,14 +12,13 @@ import jax.numpy as jnp
 
 
 class Rows(NamedTuple):
-    """`tokens`, `positions`, `segments`, `parents` [P, S + K T]; `predictors` [P, K, T] indexes the position in the row
-    whose hidden state predicts each completion token."""
+    """What the decoder reads, and where to look in what it gives."""
 
-    tokens: chex.Array
+    tokens: chex.Array  # [P, S + K T], as the next three
     positions: chex.Array
     segments: chex.Array
     parents: chex.Array
-    predictors: chex.Array
+    predictors: chex.Array  # [P, K, T]: the position in the row whose hidden state predicts each completion token
 
 
 def completion_rows(prompts, prompt_lengths, completions, mask) -> Rows:
@@ -50,7 +49,7 @@ def completion_rows(prompts, prompt_lengths, completions, mask) -> Rows:
 
 
 def separate(prompts, prompt_lengths, completions, mask):
-    """The same arguments with one row per completion: prompts [P K, S], lengths [P K], completions, mask [P K, 1, T]."""
+    """The same arguments, one row per completion: prompts [P K, S], lengths [P K], completions and mask [P K, 1, T]."""
     siblings, length = completions.shape[1:]
     return (
         jnp.repeat(prompts, siblings, axis=0),

@@ -16,8 +16,8 @@ def completion_log_probs(
       prompts: [P, S] right-padded ids of `prompt_lengths` [P] tokens.
       completions, mask: [P, K, T]; what stands where the mask is 0 is meaningless and must be masked by the caller.
       temperature: divides the logits; the temperature that the completions were sampled at.
-      share_prompt: one row per prompt with all K completions behind it, else one row per completion. Equal values; sharing
-        costs less while K T is short against what attention over the longer row costs.
+      share_prompt: one row per prompt with all K completions behind it, else one row per completion. Equal values;
+        sharing costs less while K T is short against what attention over the longer row costs.
     """
     arguments = (prompts, prompt_lengths, completions, mask)
     rows = completion_rows(*(arguments if share_prompt else separate(*arguments)))
@@ -33,7 +33,7 @@ def completion_log_probs(
 
 
 def frozen_copy(decoder: Decoder, params):
-    """A copy for scoring only, kernels and tables in the compute dtype (half the bytes in bfloat16): a reference policy."""
+    """A copy for scoring only, a reference policy: kernels and tables in the compute dtype (half the bytes)."""
 
     def copy(path, leaf):
         table = path[-1].key in ("kernel", "embedding")

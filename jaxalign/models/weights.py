@@ -53,12 +53,13 @@ def leaves(config: DecoderConfig) -> list[Leaf]:
     """Every leaf of the parameter tree of `config`, in a fixed order."""
     width, queries = config.embed_dim, config.num_heads * config.head_dim
     keys = config.num_kv_heads * config.head_dim
+    table = (config.vocab_size, width)
     found = [
-        Leaf(("embed", "embedding"), (config.vocab_size, width), "model.embed_tokens.weight", "token_embd.weight", False),
+        Leaf(("embed", "embedding"), table, "model.embed_tokens.weight", "token_embd.weight", False),
         Leaf(("final_norm", "scale"), (width,), "model.norm.weight", "output_norm.weight", False),
-    ]  # fmt: skip
+    ]
     if not config.tie_embeddings:
-        found.append(Leaf(("head", "kernel"), (config.vocab_size, width), "lm_head.weight", "output.weight", False))
+        found.append(Leaf(("head", "kernel"), table, "lm_head.weight", "output.weight", False))
 
     def add(path: str, shape: tuple[int, ...], hugging_face: str, gguf: str) -> None:
         kind = "bias" if path.endswith("bias") else "weight"

@@ -1,10 +1,33 @@
-"""Token-level rewards and generalised advantage estimation, the advantages of PPO with a value function."""
+"""The KL penalty that belongs in the reward, rewards per token, and generalised advantage estimation (PPO)."""
 
 import chex
 import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.aggregation import float_sums, masked
+
+
+def kl_penalty(
+    old_log_probs: jax.Array, reference_log_probs: jax.Array, mask: jax.Array, coefficient: float | jax.Array
+) -> jax.Array:
+    """[B]: -coefficient * sum_t mask (old_log_prob - reference_log_prob), to be added to rewards [B].
+
+    The sum is the k1 estimate, in nats, of the KL of whole completions from the reference: as a reward
+    it regularises, as a loss term it does nothing in expectation. A constant: no gradient flows.
+
+    Args:
+      old_log_probs: [B, T] in nats, under the policy that sampled the tokens.
+      reference_log_probs: [B, T].
+      mask: [B, T], 1 = counts; what stands at 0 has no effect. 0 for a row where nothing counts.
+      coefficient: beta, in units of reward per nat (0.05 for RLOO in TRL).
+
+    InstructGPT, arXiv 2203.02155, equation 2; RLOO, arXiv 2402.14740.
+    """
+    chex.assert_rank([old_log_probs, reference_log_probs, mask], 2)
+    chex.assert_equal_shape([old_log_probs, reference_log_probs, mask])
+    mask = jnp.asarray(mask)
+    old, reference = (masked(jnp.asarray(x), mask) for x in (old_log_probs, reference_log_probs))
+    return jax.lax.stop_gradient(-coefficient * (old - reference).sum(axis=1))
 
 
 def token_rewards(
@@ -26,7 +49,7 @@ def token_rewards(
 
     Returns:
       [B, T], 0 where the mask is 0. Constants: no gradient. Their sum over a row is the score plus
-      `jaxalign.rewards.shaping.kl_penalty`.
+      its `kl_penalty`.
 
     InstructGPT, arXiv 2203.02155, equation 2, with the KL spread over the tokens as in arXiv 1909.08593.
     """

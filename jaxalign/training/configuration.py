@@ -124,6 +124,7 @@ def apply_overrides(config: config_dict.ConfigDict, arguments: Sequence[str]) ->
         allowed = kinds | ({int} if float in kinds else set())
         if kinds and any(type(item) not in allowed for item in _items(changed[key])):
             names = " or ".join(sorted(kind.__name__ for kind in kinds))
+            config.update_from_flattened_dict({key: before})
             raise _wrong_type(key, values, f"tuple of {names}", before)
     return changed
 

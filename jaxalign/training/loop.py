@@ -42,9 +42,9 @@ def fit(
     """Steps `start` .. `train.steps` - 1. Returns (state, number of steps done in all, whether stopped early).
 
     `train` is the config group of that name. A checkpoint after n steps is saved under n; it holds `state` and the data
-    position `data_state(n)`. A step whose loss or gradient was not finite leaves `state` as it was and is
-    counted; after `train.max_skipped_in_a_row` such steps the batch is written to workdir/skipped_batch.pkl, a
-    checkpoint is saved and UserError is raised.
+    position `data_state(n)`. A step whose loss or gradient was not finite leaves `state` as it was and is counted;
+    after `train.max_skipped_in_a_row` such steps the batch is written to workdir/skipped_batch.pkl, a checkpoint is
+    saved and UserError is raised.
     """
     done = start
     for step in range(start, train.steps):
@@ -54,14 +54,15 @@ def fit(
         metrics = {name: float(value) for name, value in metrics.items()}
         metrics["seconds"] = time.perf_counter() - began
         log(done, metrics, completions)
-        if metrics.get("skipped_in_a_row", 0) >= train.max_skipped_in_a_row:
+        skipped = metrics.get("skipped_in_a_row", 0)
+        if skipped and skipped >= train.max_skipped_in_a_row:
             path = Path(workdir) / "skipped_batch.pkl"
             path.write_bytes(pickle.dumps(jax.tree.map(np.asarray, batch)))
             checkpointer.save(done, state, data_state(done))
             checkpointer.wait()
             raise UserError(
-                f"{train.max_skipped_in_a_row} steps in a row had a loss or gradient that was not finite; the last batch "
-                f"is in {path}, the unchanged weights are in the checkpoint of step {done}. Lower "
+                f"{train.max_skipped_in_a_row} steps in a row had a loss or gradient that was not finite; the last "
+                f"batch is in {path}, the unchanged weights are in the checkpoint of step {done}. Lower "
                 "config.optimizer.learning_rate, or look at the rewards and log-probs of that batch"
             )
         stopped = stop()
@@ -73,4 +74,3 @@ def fit(
         if stopped:
             return state, done, not last
     return state, done, False
-

@@ -77,14 +77,14 @@ def test_the_table_starts_at_4_86_tokens():
 def test_the_samples_have_the_expected_length():
     """Right and wrong lengths are drawn from the table whose expected length is computed."""
     logits = jnp.stack([jnp.full(POSITIONS, START), jnp.linspace(-2, 1, POSITIONS)])
-    keys = jax.random.split(jax.random.key(3), 200)
-    right, _, mask = jax.vmap(lambda key: sample(key, logits))(keys)
+    keys = jax.random.split(jax.random.key(3), 50)
+    right, _, mask = jax.jit(jax.vmap(sample, (0, None)))(keys, logits)
     lengths = np.asarray(mask.sum(axis=2))
     for kind in (0, 1):
         chosen = lengths[np.asarray(right) == kind]
         error = chosen.std() / np.sqrt(chosen.size)
         assert abs(chosen.mean() - expected_lengths(logits)[kind]) < 4 * error
-    np.testing.assert_allclose(right.mean(), 0.25, atol=0.01)
+    np.testing.assert_allclose(right.mean(), 0.25, atol=0.02)
 
 
 def test_grpo_makes_wrong_answers_long_and_right_ones_short():

@@ -192,8 +192,8 @@ def make_tiny():
 def make_smollm2(path):
     path = pathlib.Path(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
-    # The file names the pre-tokenizer "smollm", which cuts out every digit (Unicode category N) by itself; transformers'
-    # GGUF reader leaves that out, which shows in numbers such as "\u00bd" only.
+    # The file names the pre-tokenizer "smollm", which cuts out every digit (Unicode category N) by itself. That of
+    # transformers' GGUF reader does not, which shows in numbers such as "\u00bd" only.
     tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )

@@ -52,7 +52,7 @@ def vocabulary(writer, tokens, *, model="gpt2", merges=(), types=None, scores=No
 def add_keys(writer, keys):
     for key, value in keys.items():
         add = {bool: writer.add_bool, int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}
-        (add[type(value)] if type(value) in add else writer.add_array)(key, value)
+        add.get(type(value), writer.add_array)(key, value)
 
 
 def write(path, folder, *, quantisation="F32", edit=None, remove=(), keys=None, tokenizer=None):

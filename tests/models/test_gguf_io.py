@@ -94,7 +94,7 @@ def test_llama3_scaling_is_recognised_by_its_factors(tmp_path):
         tensors["rope_freqs.weight"] = np.linspace(1, 2, 4, dtype=np.float32)
 
     file = GgufFile(gguf_files.write(tmp_path / "other.gguf", tmp_path, edit=add_others))
-    with pytest.raises(UserError, match="'rope_freqs.weight' are not those of a Llama 3 model"):
+    with pytest.raises(UserError, match=r"'rope_freqs.weight' are not those of a Llama 3 model"):
         gguf_io.read_config(file)
 
 
@@ -173,7 +173,7 @@ def test_a_quantisation_that_cannot_be_undone_is_named(tmp_path):
     path = gguf_files.write(tmp_path / "m.gguf", tmp_path)
     number = int(gguf.GGMLQuantizationType.I32)  # as many bytes as F32
     patch(path, type_offset(path, "blk.0.ffn_up.weight"), struct.pack("<I", number))
-    with pytest.raises(UserError, match="tensor 'blk.0.ffn_up.weight' is quantised as I32, which .*cannot dequantise"):
+    with pytest.raises(UserError, match=r"tensor 'blk.0.ffn_up.weight' is quantised as I32, which .*cannot dequantise"):
         gguf_io.load_params(GgufFile(path))
 
 

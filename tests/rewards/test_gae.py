@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.rewards.gae import gae, token_rewards
-from jaxalign.rewards.shaping import kl_penalty
+from jaxalign.losses.kl import kl_estimate
+from jaxalign.rewards.gae import gae, kl_penalty, token_rewards
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -36,6 +36,22 @@ def test_token_rewards_are_the_penalty_and_the_score_at_the_end():
     for poison in (np.nan, np.inf):
         actual = token_rewards(scores, where_it_counts(old, poison), where_it_counts(reference, poison), MASK, 0.3)
         np.testing.assert_allclose(actual, expected, rtol=1e-12)
+
+
+def test_the_kl_penalty_is_the_sum_of_k1():
+    old, reference = draws(2, 5, 5)
+    k1 = np.asarray(kl_estimate(jnp.asarray(old), jnp.asarray(reference), "k1"))
+    actual = kl_penalty(*(np.where(MASK, x, np.nan) for x in (old, reference)), MASK, 0.05)
+    np.testing.assert_allclose(actual, -0.05 * (k1 * MASK).sum(axis=1), rtol=1e-12)
+    single = kl_penalty(old.astype(np.float32), reference.astype(np.float32), MASK.astype(bool), 0.05)
+    assert single.dtype == np.float32
+    np.testing.assert_allclose(single, actual, rtol=1e-5)
+
+
+def test_the_kl_penalty_gets_no_gradient():
+    x = jnp.ones((5, 5))
+    gradients = jax.grad(lambda *x: kl_penalty(*x, MASK, 0.1).sum(), argnums=(0, 1))(x, 2 * x)
+    np.testing.assert_array_equal(gradients, 0)
 
 
 def test_token_rewards_sum_to_the_score_and_the_kl_penalty():

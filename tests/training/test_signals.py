@@ -64,13 +64,18 @@ def test_a_second_ctrl_c_stops_at_once():
 
 def test_the_earlier_handlers_return():
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
-    with pytest.raises(ZeroDivisionError), stop_on_signals() as stop:
-        assert signal.getsignal(signal.SIGTERM) not in before
-        assert not stop()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop()
-        assert stop.signal == signal.SIGTERM
-        raise ZeroDivisionError
+
+    def stopped_run():
+        with stop_on_signals() as stop:
+            assert signal.getsignal(signal.SIGTERM) not in before
+            assert not stop()
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert stop()
+            assert stop.signal == signal.SIGTERM
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        stopped_run()
     assert before == (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM))
 
 

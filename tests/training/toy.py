@@ -71,6 +71,6 @@ class Run:
 
     def advance(self, state, position, steps):
         """Returns the state and the next data position."""
-        for position in range(position, position + steps):
-            state, _ = self.step(state, batch(seed=position))
-        return state, position + 1
+        for seed in range(position, position + steps):
+            state, _ = self.step(state, batch(seed=seed))
+        return state, position + steps
