@@ -147,7 +147,7 @@ def evaluation(*budgets: int) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.max_questions = 256
     config.max_new_tokens = budgets  # one decode of the largest gives the solve rate at each
-    config.slots = 128  # rows decoded at once; 0: all
+    config.slots = 64  # rows decoded at once; 0: all
     return config
 
 

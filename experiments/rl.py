@@ -160,13 +160,12 @@ def run(config, workdir: str) -> None:
             state, start = restored
         else:
             params = warm_start(config, model, session) if config.warm_start.steps else model.read()
+            if held_out is not None:  # before there is an optimizer, whose moments take twice the memory of the weights
+                held_out.record(session, params, "before")
             if needs_reference:
                 reference = frozen_copy(model.decoder, params)
             extra = {"reference": reference} if reference_in_state else {}
             state, start = fresh_state(config, params, optimizer, layout, extra), 0
-        if held_out is not None:
-            held_out.record(session, state.params, "before")
-
         # Without these terms groups of equal rewards add nothing. The batch has two sizes, half of the prompts and all,
         # so that only two programs are compiled.
         terms = rl.loss.kl_coefficient or rl.loss.entropy_coefficient or rl.batches_per_epoch > 1
@@ -194,7 +193,8 @@ def run(config, workdir: str) -> None:
                     metrics[name] = values[-1] if name in last else sum(values) / len(values)
             metrics["update/seconds"] = time.perf_counter() - began
             seconds = metrics["rollout/seconds"] + metrics["reward/seconds"] + metrics["update/seconds"]
-            metrics["tokens_per_second"] = float(batch.mask.sum()) / seconds
+            completions = rollout.prompts_per_step * rollout.group_size
+            metrics["tokens_per_second"] = completions * metrics["completion_length"] / seconds
             return Advance(state, metrics, table, batch)
 
         state, done = session.fit(
@@ -205,5 +205,6 @@ def run(config, workdir: str) -> None:
             evaluate=None if held_out is None else lambda state, done: held_out.metrics(state.params),
         )
         if held_out is not None and not session.stopped:
+            state, reference = state.replace(opt_state=None), None  # all is saved: room for the evaluation
             held_out.record(session, state.params, "after")
         session.finish(done)

@@ -187,7 +187,9 @@ class Session(contextlib.AbstractContextManager):
             return {}
         if self.stopped:
             return {"resume": command}
-        return {"train longer": f"{command} --config.train.steps={2 * done}"}
+        flag = "--config.train.steps="
+        words = [word for word in shlex.split(command) if not word.startswith(flag)]
+        return {"train longer": shlex.join([*words, f"{flag}{2 * done}"])}
 
     def _save_summary(self, status: str, done: int) -> None:
         if not self.is_main:

@@ -92,10 +92,14 @@ def run(config, workdir: str) -> None:
         )
 
         restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
-        state, start = restored or (fresh_state(config, model.read(), optimizer, layout), 0)
         held_out = _held_out(config, model)
-        if held_out is not None:
-            held_out.record(session, state.params, "before")
+        if restored is not None:
+            state, start = restored
+        else:
+            params = model.read()
+            if held_out is not None:
+                held_out.record(session, params, "before")
+            state, start = fresh_state(config, params, optimizer, layout), 0
 
         def advance(state, step: int) -> Advance:
             began = time.perf_counter()

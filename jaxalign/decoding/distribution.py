@@ -32,6 +32,15 @@ def _pick(weights, uniform):
     return jnp.where(passed.any(axis=-1), jnp.argmax(passed, axis=-1), last)
 
 
+def _draw(weights, uniforms, vocab: int):
+    """One token a row by weights [B, blocks, BLOCK] >= 0; uniforms as for `sample`."""
+    block = _pick(weights.sum(axis=-1), uniforms[:, 0])
+    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
+    token = block * BLOCK + _pick(inside, uniforms[:, 1])
+    # NaN weights must not give an id out of range.
+    return jnp.minimum(token, vocab - 1).astype(jnp.int32)
+
+
 def sample(logits, uniforms):
     """Draw one token a row from softmax(logits); logits [B, V] -> int32 [B].
 
@@ -41,11 +50,7 @@ def sample(logits, uniforms):
     """
     chex.assert_rank([logits, uniforms], 2)
     weights = _blocks(jnp.exp(logits - logits.max(axis=-1, keepdims=True)), 0.0)
-    block = _pick(weights.sum(axis=-1), uniforms[:, 0])
-    inside = jnp.take_along_axis(weights, block[:, None, None], axis=1)[:, 0]
-    token = block * BLOCK + _pick(inside, uniforms[:, 1])
-    # NaN logits must not give an id out of range.
-    return jnp.minimum(token, logits.shape[1] - 1).astype(jnp.int32)
+    return _draw(weights, uniforms, logits.shape[1])
 
 
 def greedy(logits):
@@ -133,13 +138,18 @@ def next_token(logits, uniforms, *, temperature: float, top_k: int = 0, top_p: f
     / temperature) *before* truncation by top-k, top-p and min-p, which is what a policy-gradient
     loss recomputes; at temperature 0 (greedy, the first of equals) it is that of softmax(logits).
     """
+    vocab = logits.shape[1]
     logits = logits.astype(jnp.float32)
-    # Before the division, which then can overflow to -inf only.
+    # Before the division, which then can overflow to -inf only. The highest logit is 0 from here on.
     logits = logits - logits.max(axis=-1, keepdims=True)
+    if temperature > 0:
+        logits = logits / temperature
+    # The passes over the vocabulary are most of the time: one exponential serves draw and log-prob.
+    weights = _blocks(jnp.exp(logits), 0.0)
     if temperature == 0:
         tokens = greedy(logits)
     else:
-        logits = logits / temperature
-        tokens = sample(truncate(logits, top_k=top_k, top_p=top_p, min_p=min_p), uniforms)
+        kept = truncate(logits, top_k=top_k, top_p=top_p, min_p=min_p)
+        tokens = _draw(weights if kept is logits else _blocks(jnp.exp(kept), 0.0), uniforms, vocab)
     chosen = jnp.take_along_axis(logits, tokens[:, None], axis=1)[:, 0]
-    return tokens, chosen - jax.nn.logsumexp(logits, axis=-1)
+    return tokens, chosen - jnp.log(weights.sum(axis=-1).sum(axis=-1))

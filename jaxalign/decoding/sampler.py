@@ -95,9 +95,10 @@ class Sampler:
     """Samples completions of one decoder; samplers of equal settings share compiled programs.
 
     decoder: see `jaxalign.models.decoder.Decoder`; used are config.vocab_size and
-    config.max_positions, decode_params, prefill, decode and decode_logits. slots: rows of the
-    decode loop, at most; None gives each completion its own. tokenizer: needed for stop strings
-    only (its `token_bytes()`).
+    config.max_positions, decode_params, prefill, decode, decode_logits and position_axis (of the
+    cache's arrays, whose axis 0 are rows; 1 if the decoder does not say). slots: rows of the decode
+    loop, at most; None gives each completion its own. tokenizer: needed for stop strings only (its
+    `token_bytes()`).
     """
 
     def __init__(self, decoder, sampling: SamplingConfig, *, slots: int | None = None, tokenizer=None):
@@ -224,6 +225,7 @@ def _rollout(
 ):
     """`Sampler.sample` in `rows` slots; returns the fields of `Completions` that are arrays."""
     count, width = prompts.shape
+    position_axis = getattr(decoder, "position_axis", 1)
     requests, new_tokens = count * samples_per_prompt, sampling.max_new_tokens
     weights = decoder.decode_params(params)
     prompt_hidden, prompt_cache = decoder.prefill(weights, prompts, prompt_lengths, width)
@@ -299,7 +301,9 @@ def _rollout(
             return jnp.where(taken.reshape(-1, *[1] * (old.ndim - 1)), new, old)
 
         def copy(of_prompts, of_slots):
-            return of_slots.at[:, :width].set(choose(of_prompts[prompt], of_slots[:, :width]))
+            start_of_row = jax.lax.slice_in_dim(of_slots, 0, width, axis=position_axis)
+            new = choose(of_prompts[prompt], start_of_row)
+            return jax.lax.dynamic_update_slice_in_dim(of_slots, new, 0, axis=position_axis)
 
         return state._replace(
             slots=jax.tree.map(choose, fresh, state.slots),
@@ -342,7 +346,8 @@ def _rollout(
 
     def spread(of_prompts):
         copies = of_prompts[prompt_of(slots.request)]
-        return jnp.pad(copies, ((0, 0), (0, new_tokens)) + ((0, 0),) * (copies.ndim - 2))
+        room = [(0, new_tokens if axis == position_axis else 0) for axis in range(copies.ndim)]
+        return jnp.pad(copies, room)
 
     cache = jax.tree.map(spread, prompt_cache)
     zero = jnp.int32(0)

@@ -5,8 +5,12 @@ of its own segment and of its parent. One rule thus covers a plain row (one segm
 parents) and the completions of a group behind one shared prompt (each completion a segment whose parent is the prompt).
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
+
+from jaxalign.models.layers import Precision
 
 
 def visibility(segments, parents=None, *, positions=None, window: int | None = None):
@@ -26,22 +30,66 @@ def visibility(segments, parents=None, *, positions=None, window: int | None = N
     return visible | jnp.eye(length, dtype=bool)
 
 
-def attention(query, key, value, visible, *, scale: float, implementation: str = "xla"):
+def attention(query, key, value, visible, *, scale: float, precision: Precision, implementation: str = "xla"):
     """Softmax attention with grouped queries: query [B, T, H, d]; key, value [B, S, KV, d]; visible [B, T, S].
 
-    implementation "xla" runs everywhere; "cudnn" is the fused kernel of NVIDIA GPUs (half precision only).
+    Products read their operands in `precision.compute` and sum in float32, as do those with weights. implementation
+    "xla" runs everywhere; "cudnn" is the fused kernel of NVIDIA GPUs (half precision only).
     """
-    return jax.nn.dot_product_attention(
-        query, key, value, mask=visible[:, None], scale=scale, implementation=implementation
-    )
+    if implementation != "xla":
+        return jax.nn.dot_product_attention(
+            query, key, value, mask=visible[:, None], scale=scale, implementation=implementation
+        )
+    grouped = query.reshape(*query.shape[:2], key.shape[2], -1, query.shape[3])
+    return _grouped_attention(grouped, key, value, visible, scale, precision).reshape(query.shape)
+
+
+# Axes (contracted, batch) of the products. They are given as they lie, without a transpose or einsum of ours: the CPU
+# backend then makes the copies that its fast bfloat16 product needs, and falls back to float32 otherwise.
+_SCORES = ((4,), (3,)), ((0, 2), (0, 2))  # [B, T, KV, R, d] . [B, S, KV, d] -> [B, KV, T, R, S]
+_MIX = ((4,), (1,)), ((0, 1), (0, 2))  # [B, KV, T, R, S] . [B, S, KV, d] -> [B, KV, T, R, d]
+_COLLECT = ((1, 3), (2, 3)), ((0, 2), (0, 1))  # [B, T, KV, R, d] . [B, KV, T, R, S] -> [B, KV, d, S]
+
+
+def _product(a, b, axes, precision: Precision):
+    a, b = a.astype(precision.compute), b.astype(precision.compute)
+    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _grouped_attention(query, key, value, visible, scale, precision):
+    """query [B, T, KV, R, d], R queries to a key; the result is of that form, in the activation dtype."""
+    return _attention_forward(query, key, value, visible, scale, precision)[0]
+
+
+def _attention_forward(query, key, value, visible, scale, precision):
+    query, key, value = (x.astype(precision.compute) for x in (query, key, value))
+    scores = _product(query, key, _SCORES, precision) * scale
+    weights = jax.nn.softmax(jnp.where(visible[:, None, :, None], scores, -jnp.inf)).astype(precision.compute)
+    out = _product(weights, value, _MIX, precision).swapaxes(1, 2).astype(precision.activation)
+    return out, (query, key, value, weights, out)
+
+
+def _attention_backward(scale, precision, residuals, cotangent):
+    # With scores s, weights p and out = p v: ds = p (dp - sum_s p dp), and that sum is (cotangent . out).
+    query, key, value, weights, out = residuals
+    shift = jnp.sum(cotangent.astype(jnp.float32) * out, axis=-1).swapaxes(1, 2)[..., None]
+    d_weights = _product(cotangent, value, _SCORES, precision)
+    d_scores = (weights * (d_weights - shift) * scale).astype(precision.compute)
+    d_query = _product(d_scores, key, _MIX, precision).swapaxes(1, 2)
+    d_key = _product(query, d_scores, _COLLECT, precision).transpose(0, 3, 1, 2)
+    d_value = _product(cotangent, weights, _COLLECT, precision).transpose(0, 3, 1, 2)
+    return *(d.astype(precision.activation) for d in (d_query, d_key, d_value)), None
+
+
+_grouped_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def cached_attention(query, key, value, visible, *, scale: float):
-    """One query per row against its cache: query [B, 1, H, d]; key, value [B, S, KV, d]; visible [B, S]."""
+    """One query per row against its cache: query [B, 1, H, d]; key, value [B, KV, S, d]; visible [B, S]."""
     batch, _, heads, head_dim = query.shape
-    kv_heads = key.shape[2]
-    grouped = query.reshape(batch, kv_heads, heads // kv_heads, head_dim)
-    scores = jnp.einsum("bkrd,bskd->bkrs", grouped, key, preferred_element_type=jnp.float32) * scale
+    grouped = query.reshape(batch, key.shape[1], -1, head_dim)
+    scores = jnp.einsum("bkrd,bksd->bkrs", grouped, key, preferred_element_type=jnp.float32) * scale
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    out = jnp.einsum("bkrs,bskd->bkrd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
     return out.reshape(batch, 1, heads, head_dim).astype(query.dtype)

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxalign.errors import UserError
 from jaxalign.models.attention import attention, cached_attention, visibility
 from jaxalign.models.config import DecoderConfig
-from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_angles
+from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_turns
 
 REMAT_POLICIES = {
     "none": None,  # keep everything
@@ -64,6 +64,8 @@ class Decoder:
     remat: str = "full"
     attention: str = "auto"
 
+    position_axis = 2  # of the cache's arrays; not a field
+
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"model.remat={self.remat!r} is not known; use one of {', '.join(REMAT_POLICIES)}")
@@ -103,17 +105,17 @@ class Decoder:
         x = params["embed"]["embedding"][tokens].astype(self.precision.activation)
         return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype) if self.config.embed_scale else x
 
-    def _angles(self, positions):
-        """Rotary angles of (global, sliding) layers."""
-        return rope_angles(positions, self.config), rope_angles(positions, self.config, local=True)
+    def _turns(self, positions):
+        """Rotary turns of (global, sliding) layers."""
+        return rope_turns(positions, self.config), rope_turns(positions, self.config, local=True)
 
     def _scan(self, params, tokens, positions, segments, parents, *, keep_cache: bool, remat: str):
-        """All layers over whole rows: hidden states and, if asked, the stacked keys and values [L, B, T, KV, d]."""
+        """All layers over whole rows: hidden states and, if asked, the stacked keys and values [L, B, KV, T, d]."""
         config = self.config
         everywhere = visibility(segments, parents)
         window = config.sliding_window
         nearby = everywhere if window is None else visibility(segments, parents, positions=positions, window=window)
-        angles, local_angles = self._angles(positions)
+        turns, local_turns = self._turns(positions)
         sliding = jnp.array([config.is_sliding(layer) for layer in range(config.num_layers)])
         implementation = self._attention_implementation()
 
@@ -123,14 +125,20 @@ class Decoder:
 
             def attend(query, key, value):
                 if keep_cache:
-                    kept.update(key=key, value=value)
+                    kept.update(key=key.swapaxes(1, 2), value=value.swapaxes(1, 2))
                 visible = everywhere if window is None else jnp.where(slides, nearby, everywhere)
                 return attention(
-                    query, key, value, visible, scale=config.attention_scale, implementation=implementation
+                    query,
+                    key,
+                    value,
+                    visible,
+                    scale=config.attention_scale,
+                    precision=self.precision,
+                    implementation=implementation,
                 )
 
-            layer_angles = angles if window is None else jnp.where(slides, local_angles, angles)
-            return self._block(layer_params)(x, layer_angles, attend), kept
+            layer_turns = turns if window is None else jnp.where(slides, local_turns, turns)
+            return self._block(layer_params)(x, layer_turns, attend), kept
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
@@ -154,7 +162,7 @@ class Decoder:
         """Run right-padded prompts [B, S] of `lengths` [B]; room for `capacity` tokens a row.
 
         Returns the hidden state [B, D] at each last prompt token and the cache: per layer {"key", "value"}
-        [B, capacity, KV, head_dim]. Cache index equals position.
+        [B, KV, capacity, head_dim]. Cache index equals position.
         """
         batch, length = tokens.shape
         positions = jnp.broadcast_to(jnp.arange(length), tokens.shape)
@@ -162,7 +170,7 @@ class Decoder:
         hidden, kept = self._scan(
             decode_params["params"], tokens, positions, segments, None, keep_cache=True, remat="none"
         )
-        room = ((0, 0), (0, 0), (0, capacity - length), (0, 0), (0, 0))
+        room = ((0, 0), (0, 0), (0, 0), (0, capacity - length), (0, 0))
         kept = jax.tree.map(lambda a: jnp.pad(a, room), kept)
         cache = [jax.tree.map(lambda a, i=i: a[i], kept) for i in range(self.config.num_layers)]
         return hidden[jnp.arange(batch), lengths - 1], cache
@@ -171,12 +179,12 @@ class Decoder:
         """One token a row: tokens, positions [B] -> hidden [B, D] and the cache with keys and values written there."""
         config = self.config
         rows = jnp.arange(tokens.shape[0])
-        index = jnp.arange(cache[0]["key"].shape[1])
+        index = jnp.arange(cache[0]["key"].shape[self.position_axis])
         everywhere = index[None] <= positions[:, None]
         nearby = everywhere
         if config.sliding_window is not None:
             nearby = everywhere & (positions[:, None] - index[None] < config.sliding_window)
-        angles, local_angles = self._angles(positions[:, None])
+        turns, local_turns = self._turns(positions[:, None])
         x = self._embed(decode_params["params"], tokens[:, None])
         new_cache = []
         for i, (layer_params, old) in enumerate(zip(decode_params["layers"], cache, strict=True)):
@@ -184,14 +192,14 @@ class Decoder:
 
             def attend(query, key, value, old=old, slides=slides):
                 new = {
-                    "key": old["key"].at[rows, positions].set(key[:, 0].astype(old["key"].dtype)),
-                    "value": old["value"].at[rows, positions].set(value[:, 0].astype(old["value"].dtype)),
+                    "key": old["key"].at[rows, :, positions].set(key[:, 0].astype(old["key"].dtype)),
+                    "value": old["value"].at[rows, :, positions].set(value[:, 0].astype(old["value"].dtype)),
                 }
                 new_cache.append(new)
                 visible = nearby if slides else everywhere
                 return cached_attention(query, new["key"], new["value"], visible, scale=config.attention_scale)
 
-            x = self._block(layer_params)(x, local_angles if slides else angles, attend)
+            x = self._block(layer_params)(x, local_turns if slides else turns, attend)
         return self._final_norm(decode_params["params"], x)[:, 0], new_cache
 
     def decode_logits(self, decode_params, hidden):

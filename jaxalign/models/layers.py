@@ -87,8 +87,8 @@ class RMSNorm(nnx.Module):
         return (x32 * (self.scale[...] + self.offset)).astype(x.dtype)
 
 
-def rope_angles(positions, config: DecoderConfig, *, local: bool = False):
-    """Angles [..., head_dim / 2] in float32 of rotary embedding at `positions` [...] (Su et al., arXiv 2104.09864).
+def rope_turns(positions, config: DecoderConfig, *, local: bool = False):
+    """Cosines and sines [2, ..., head_dim / 2] of rotary embedding at `positions` [...] (Su et al., arXiv 2104.09864).
 
     `local` takes the base of sliding layers (Gemma 3), which is never rescaled. Rescaling: "linear" divides every
     frequency; "llama3" divides only wavelengths that are long against the original window, with a smooth crossover.
@@ -104,13 +104,14 @@ def rope_angles(positions, config: DecoderConfig, *, local: bool = False):
             turns = original * frequency / (2 * jnp.pi)  # full turns within the original window
             smooth = jnp.clip((turns - low) / (high - low), 0.0, 1.0)
             frequency = frequency * (smooth + (1 - smooth) / factor)
-    return positions[..., None].astype(jnp.float32) * frequency
+    angles = positions[..., None].astype(jnp.float32) * frequency
+    return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
 
-def rotate(x, angles):
-    """Rotate halves of x [B, T, heads, head_dim] by angles [B, T, head_dim / 2]."""
+def rotate(x, turns):
+    """Rotate halves of x [B, T, heads, head_dim] by turns [2, B, T, head_dim / 2]."""
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]
+    cos, sin = turns[:, :, :, None]
     return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)
 
 
@@ -131,14 +132,14 @@ class Attention(nnx.Module):
         self.key_norm = RMSNorm(head_dim, config) if config.qk_norm else None
         self.head_dim = head_dim
 
-    def __call__(self, x, angles, attend: Attend):
+    def __call__(self, x, turns, attend: Attend):
         def heads(y):
             return y.reshape(*y.shape[:-1], -1, self.head_dim)
 
         query, key, value = heads(self.query(x)), heads(self.key(x)), heads(self.value(x))
         if self.query_norm is not None:
             query, key = self.query_norm(query), self.key_norm(key)
-        out = attend(rotate(query, angles), rotate(key, angles), value)
+        out = attend(rotate(query, turns), rotate(key, turns), value)
         return self.output(out.reshape(*out.shape[:-2], -1))
 
 
@@ -166,8 +167,8 @@ class Block(nnx.Module):
         self.post_attention_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
         self.post_mlp_norm = RMSNorm(config.embed_dim, config) if config.post_norms else None
 
-    def __call__(self, x, angles, attend: Attend):
-        y = self.attention(self.attention_norm(x), angles, attend)
+    def __call__(self, x, turns, attend: Attend):
+        y = self.attention(self.attention_norm(x), turns, attend)
         x = x + (y if self.post_attention_norm is None else self.post_attention_norm(y))
         y = self.mlp(self.mlp_norm(x))
         return x + (y if self.post_mlp_norm is None else self.post_mlp_norm(y))

@@ -156,7 +156,7 @@ def test_settings_of_the_file_that_would_pad_or_cut_are_off(tmp_path):
     backend = byte_level()
     backend.enable_padding(length=10)
     backend.enable_truncation(2)
-    assert Tokenizer.from_folder(write_folder(tmp_path, backend)).encode("hello") == [258, ord("o")]
+    assert Tokenizer.from_folder(write_folder(tmp_path, backend)).encode("hello!") == [258, ord("o"), ord("!")]
 
 
 def test_what_is_saved_is_read_again(tmp_path):
@@ -266,6 +266,15 @@ def test_a_gguf_vocabulary_is_the_tokenizer_it_was_made_from(kind):
     assert tokenizer.token_bytes() == reference.token_bytes()
     assert tokenizer.vocab_size == reference.vocab_size
     assert tokenizer.eos_ids == (reference.encode("</s>")[-1],)
+
+
+def test_sentencepiece_joins_the_pair_with_the_best_score():
+    """Not the first in the vocabulary: "hel" is h + el where "el" has the better score, he + l where "he" has."""
+    tokens = ["<unk>", "h", "e", "l", "he", "el"]
+    for scores, expected in ((-5.0, -1.0), [1, 5]), ((-1.0, -5.0), [4, 3]):
+        changes = {"tokens": tokens, "scores": [0.0, -9.0, -9.0, -9.0, *scores], "token_type": [2, 1, 1, 1, 1, 1]}
+        metadata = gguf_metadata("llama", **changes, eos_token_id=None, add_space_prefix=False)
+        assert Tokenizer.from_gguf(metadata).encode("hel") == expected
 
 
 def test_how_gguf_pre_tokenizers_cut():

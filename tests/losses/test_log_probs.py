@@ -143,6 +143,15 @@ def test_bfloat16_products(given, num_chunks):
         np.testing.assert_allclose(np.asarray(a, np.float64), b, rtol=2**-7, atol=2**-7 * np.abs(b).max())
 
 
+def test_many_chunks_add_to_the_head_in_float32():
+    """512 terms of 1/2: a running sum in bfloat16 would stand still at 128."""
+    hidden, head = jnp.ones((512, 2), jnp.bfloat16), jnp.zeros((2, 2), jnp.bfloat16)
+    ids = jnp.zeros(512, int)
+    gradient = jax.grad(lambda head: token_log_probs(hidden, head, ids, num_chunks=512).log_probs.sum())(head)
+    assert gradient.dtype == jnp.bfloat16
+    np.testing.assert_array_equal(gradient, [[256.0, 256.0], [-256.0, -256.0]])
+
+
 def test_the_temperature_is_an_input_without_gradient():
     hidden, head, ids, _ = problem(dtype=np.float32)
 

@@ -40,7 +40,8 @@ def predicting_hidden(decoder, params, arguments):
 def test_shared_prompt_equals_plain_unpadded_forward(architecture):
     decoder = tiny.decoder(architecture)
     params = tiny.random_params(decoder)
-    prompts, lengths, completions, mask = arguments = batch()
+    prompts, lengths, completions, mask = arguments = batch(seed=5)
+    assert lengths.min() < prompts.shape[1], "a prompt with padding behind it"
     shared = predicting_hidden(decoder, params, arguments)
     for p in range(2):
         for k in range(3):
