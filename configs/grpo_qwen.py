@@ -39,6 +39,7 @@ def get_config(argument=None):
         defaults.untrained(config)
         config.train.steps = 60
         config.optimizer.learning_rate = 1e-3
+        config.optimizer.schedule = "constant"
         config.rollout.max_new_tokens = 4
         config.warm_start.steps = 60
     if "runlocal" in words:

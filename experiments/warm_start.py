@@ -1,15 +1,12 @@
 """A few supervised steps before RL, for weights that cannot answer anything yet."""
 
-import jax
-
 from experiments.session import Session
-from experiments.setup import Model
+from experiments.setup import Model, fresh_state, state_layout
 from experiments.sft import make_loss, packed_examples
 from jaxalign.data.order import Batches
 from jaxalign.data.packing import stack_rows
 from jaxalign.training.mesh import put_batch
 from jaxalign.training.optimizers import make_optimizer
-from jaxalign.training.state import create_state
 from jaxalign.training.step import make_train_step
 
 
@@ -22,9 +19,10 @@ def warm_start(config, model: Model, session: Session):
     packed = packed_examples(config.data.source, model.tokenizer, config.data, options)
     batches = Batches(packed, options.rows_per_step, seed=config.seed)
     optimizer = make_optimizer("adamw", options.learning_rate, warmup_steps=min(20, options.steps // 5))
-    step = make_train_step(make_loss(model.decoder), optimizer, mesh=model.mesh)
-    state = create_state(model.read(), optimizer, jax.random.key(config.seed))
+    layout = state_layout(model, optimizer)
+    step = make_train_step(make_loss(model.decoder), optimizer, mesh=model.mesh, shardings=layout.shardings)
+    state = fresh_state(config, model.read(), optimizer, layout)
     for position in range(options.steps):
         state, metrics = step(state, put_batch(stack_rows(batches[position]), model.mesh))
     session.print(f"  warm start: {options.steps} supervised steps, loss {float(metrics['loss']):.3f} nats per token")
-    return jax.device_put(state.params, model.shardings)
+    return state.params

@@ -85,11 +85,22 @@ def _attention_backward(scale, precision, residuals, cotangent):
 _grouped_attention.defvjp(_attention_forward, _attention_backward)
 
 
-def cached_attention(query, key, value, visible, *, scale: float):
-    """One query per row against its cache: query [B, 1, H, d]; key, value [B, KV, S, d]; visible [B, S]."""
+def to_cache(x, precision: Precision):
+    """Keys or values as a cache holds them: the bits of the compute dtype, as integers.
+
+    The CPU backend updates an array of integers in place; around an update of a bfloat16 array it converts all of it to
+    float32 and back, which at decoding costs more than everything else.
+    """
+    x = x.astype(precision.compute)
+    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+
+
+def cached_attention(query, key, value, visible, *, scale: float, precision: Precision):
+    """One query per row against its cache: query [B, 1, H, d]; key, value [B, KV, S, d] by `to_cache`; visible [B, S]."""
     batch, _, heads, head_dim = query.shape
-    grouped = query.reshape(batch, key.shape[1], -1, head_dim)
-    scores = jnp.einsum("bkrd,bksd->bkrs", grouped, key, preferred_element_type=jnp.float32) * scale
-    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf), axis=-1)
-    out = jnp.einsum("bkrs,bksd->bkrd", weights.astype(value.dtype), value, preferred_element_type=jnp.float32)
-    return out.reshape(batch, 1, heads, head_dim).astype(query.dtype)
+    key, value = (jax.lax.bitcast_convert_type(bits, precision.compute) for bits in (key, value))
+    query = query.astype(precision.compute).reshape(batch, key.shape[1], -1, head_dim)
+    scores = jnp.einsum("bkrd,bksd->bkrs", query, key, preferred_element_type=jnp.float32) * scale
+    weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf)).astype(precision.compute)
+    out = jnp.einsum("bkrs,bksd->bkrd", weights, value, preferred_element_type=jnp.float32)
+    return out.reshape(batch, 1, heads, head_dim).astype(precision.activation)

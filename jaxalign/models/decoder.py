@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.errors import UserError
-from jaxalign.models.attention import attention, cached_attention, visibility
+from jaxalign.models.attention import attention, cached_attention, to_cache, visibility
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_turns
 
@@ -117,7 +117,7 @@ class Decoder:
         nearby = everywhere if window is None else visibility(segments, parents, positions=positions, window=window)
         turns, local_turns = self._turns(positions)
         sliding = jnp.array([config.is_sliding(layer) for layer in range(config.num_layers)])
-        implementation = self._attention_implementation()
+        precision, implementation = self.precision, self._attention_implementation()
 
         def layer(x, inputs):
             layer_params, slides = inputs
@@ -125,7 +125,7 @@ class Decoder:
 
             def attend(query, key, value):
                 if keep_cache:
-                    kept.update(key=key.swapaxes(1, 2), value=value.swapaxes(1, 2))
+                    kept.update(key=to_cache(key, precision).swapaxes(1, 2), value=to_cache(value, precision).swapaxes(1, 2))
                 visible = everywhere if window is None else jnp.where(slides, nearby, everywhere)
                 return attention(
                     query,
@@ -133,7 +133,7 @@ class Decoder:
                     value,
                     visible,
                     scale=config.attention_scale,
-                    precision=self.precision,
+                    precision=precision,
                     implementation=implementation,
                 )
 
@@ -192,12 +192,14 @@ class Decoder:
 
             def attend(query, key, value, old=old, slides=slides):
                 new = {
-                    "key": old["key"].at[rows, :, positions].set(key[:, 0].astype(old["key"].dtype)),
-                    "value": old["value"].at[rows, :, positions].set(value[:, 0].astype(old["value"].dtype)),
+                    "key": old["key"].at[rows, :, positions].set(to_cache(key[:, 0], self.precision)),
+                    "value": old["value"].at[rows, :, positions].set(to_cache(value[:, 0], self.precision)),
                 }
                 new_cache.append(new)
                 visible = nearby if slides else everywhere
-                return cached_attention(query, new["key"], new["value"], visible, scale=config.attention_scale)
+                return cached_attention(
+                    query, new["key"], new["value"], visible, scale=config.attention_scale, precision=self.precision
+                )
 
             x = self._block(layer_params)(x, local_turns if slides else turns, attend)
         return self._final_norm(decode_params["params"], x)[:, 0], new_cache

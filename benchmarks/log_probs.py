@@ -1,0 +1,194 @@
+"""Log-probs and entropies of tokens from hidden states and the head, forward and backward, at the size of SmolLM2.
+
+Sides: jaxalign's `token_log_probs`; the dense form in plain JAX; in torch what TRL 1.16 has, that is logits and
+`selective_log_softmax_and_entropy` (its trainers of other methods), and the chunked function behind `add_fused_lm_head` (its GRPO).
+First all are compared with the dense form in float64, then they are timed in turns. Memory is the growth of the resident
+peak during one forward and backward pass, measured in the same way in each process; for the JAX sides also what the
+compiler says it needs besides arguments and results. Gradients of hidden states and head are part of every peak.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import common
+
+WIDTH, VOCABULARY = 576, 49152
+ENTROPY_WEIGHT = 0.01
+
+
+def problem(tokens: int) -> dict[str, np.ndarray]:
+    """Hidden states of unit size as a final norm makes them, and a head that gives entropies of a language model."""
+    rng = np.random.default_rng(0)
+    return {
+        "hidden": rng.normal(size=(tokens, WIDTH)).astype(np.float32),
+        "head": (0.12 * rng.normal(size=(VOCABULARY, WIDTH))).astype(np.float32),
+        "ids": rng.integers(0, VOCABULARY, tokens).astype(np.int32),
+        "weights": rng.normal(size=tokens).astype(np.float32),
+    }
+
+
+class Jax:
+    """`form` is "streamed" or "dense"; `dtype` that of the products, inputs are float32."""
+
+    def __init__(self, form: str, dtype: str, tokens: int):
+        import jax
+        import jax.numpy as jnp
+
+        from jaxalign.losses.log_probs import token_log_probs
+
+        def dense(hidden, head, ids):
+            logits = jnp.matmul(hidden.astype(dtype), head.T.astype(dtype), preferred_element_type=jnp.float32)
+            log_p = jax.nn.log_softmax(logits)
+            return jnp.take_along_axis(log_p, ids[:, None], 1)[:, 0], -(jnp.exp(log_p) * log_p).sum(-1)
+
+        def streamed(hidden, head, ids):
+            return token_log_probs(hidden, head, ids, compute_dtype=dtype)
+
+        def total(hidden, head, ids, weights):
+            log_probs, entropy = {"dense": dense, "streamed": streamed}[form](hidden, head, ids)
+            return (weights * log_probs).sum() + ENTROPY_WEIGHT * entropy.sum(), (log_probs, entropy)
+
+        self._arguments = {name: jnp.asarray(value) for name, value in problem(tokens).items()}
+        gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
+        self._compiled = gradient.lower(**self._arguments).compile()
+
+    def run(self) -> None:
+        import jax
+
+        jax.block_until_ready(self._compiled(**self._arguments))
+
+    def temporary_bytes(self) -> int:
+        return self._compiled.memory_analysis().temp_size_in_bytes
+
+    def save(self, path: str) -> None:
+        (_, (log_probs, entropy)), (d_hidden, d_head) = self._compiled(**self._arguments)
+        np.savez(path, log_probs=log_probs, entropy=entropy, d_hidden=d_hidden, d_head=d_head)
+
+
+class Trl:
+    """`form` is "logits" or "chunked"; `dtype` that of inputs and products."""
+
+    def __init__(self, form: str, dtype: str, tokens: int):
+        import torch
+
+        arrays = {name: torch.from_numpy(value) for name, value in problem(tokens).items()}
+        self._hidden = arrays["hidden"].to(getattr(torch, dtype)).requires_grad_()
+        self._head = arrays["head"].to(getattr(torch, dtype)).requires_grad_()
+        self._ids, self._weights, self._form = arrays["ids"].long(), arrays["weights"], form
+
+    def _score(self):
+        from trl.trainer import utils
+
+        if self._form == "logits":
+            return utils.selective_log_softmax_and_entropy(self._hidden @ self._head.T, self._ids)
+        fields = ("log_probs", "entropy")
+        size = utils._CHUNKED_LOGPROB_CHUNK_SIZE
+        return utils._ChunkedLogProbFunction.apply(
+            self._hidden, self._head, None, self._ids, 1.0, size, None, 1.0, fields
+        )[:2]
+
+    def run(self) -> None:
+        self._hidden.grad = self._head.grad = None
+        log_probs, entropy = self._score()
+        ((self._weights * log_probs.float()).sum() + ENTROPY_WEIGHT * entropy.float().sum()).backward()
+
+    def save(self, path: str) -> None:
+        self.run()
+        log_probs, entropy = self._score()
+        values = dict(log_probs=log_probs, entropy=entropy, d_hidden=self._hidden.grad, d_head=self._head.grad)
+        np.savez(path, **{name: value.detach().float().numpy() for name, value in values.items()})
+
+
+def exact(tokens: int) -> dict[str, np.ndarray]:
+    """The same in float64, a few tokens at a time."""
+    given = {name: value.astype(np.float64) if value.dtype != np.int32 else value for name, value in problem(tokens).items()}
+    found = dict(log_probs=np.empty(tokens), entropy=np.empty(tokens), d_hidden=np.empty((tokens, WIDTH)), d_head=0.0)
+    for start in range(0, tokens, 256):
+        part = slice(start, start + 256)
+        hidden, ids, weights = given["hidden"][part], given["ids"][part], given["weights"][part, None]
+        logits = hidden @ given["head"].T
+        logits -= logits.max(1, keepdims=True)
+        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+        p = np.exp(log_p)
+        entropy = -(p * log_p).sum(1, keepdims=True)
+        d_logits = -weights * p - ENTROPY_WEIGHT * p * (log_p + entropy)
+        d_logits[np.arange(len(ids)), ids] += weights[:, 0]
+        found["log_probs"][part], found["entropy"][part] = log_p[np.arange(len(ids)), ids], entropy[:, 0]
+        found["d_hidden"][part] = d_logits @ given["head"]
+        found["d_head"] = found["d_head"] + d_logits.T @ hidden
+    return found
+
+
+def main() -> None:
+    parser = common.parser(__doc__, rounds=5)
+    parser.add_argument("--tokens", type=int, default=4096)
+    arguments = parser.parse_args()
+    peer = common.has_peer(arguments.peer_python, "torch", "trl")
+    common.print_machine()
+    print(f"  {arguments.tokens} tokens, width {WIDTH}, vocabulary {VOCABULARY}, forward and backward")
+    options = dict(tokens=arguments.tokens, priority=arguments.priority)
+    truth = exact(arguments.tokens)
+    for dtype in ("float32", "bfloat16"):
+        sides = {
+            "jaxalign": ("Jax", dict(form="streamed", dtype=dtype)),
+            "JAX, dense": ("Jax", dict(form="dense", dtype=dtype)),
+        }
+        if peer:
+            sides["TRL, logits"] = ("Trl", dict(form="logits", dtype=dtype))
+            sides["TRL, chunked"] = ("Trl", dict(form="chunked", dtype=dtype))
+        compare(dtype, sides, options, truth, arguments)
+    print("growth with the number of tokens (bfloat16)")
+    needed = []
+    for tokens in (arguments.tokens, 4 * arguments.tokens):
+        with common.Worker("benchmarks.log_probs:Jax", form="streamed", dtype="bfloat16", **options | dict(tokens=tokens)) as side:
+            needed.append(side.call("temporary_bytes"))
+            print(f"  {tokens} tokens: {needed[-1] / 1e6:.1f} MB")
+    common.print_target("growth over four times the tokens", 100 * (needed[1] / needed[0] - 1), 10, "%")
+
+
+def compare(dtype: str, sides: dict, options: dict, truth: dict, arguments) -> None:
+    print(f"{dtype}: largest error against float64, in units of the largest value")
+    workers = {}
+    try:
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            for name, (kind, its_options) in sides.items():
+                python = arguments.peer_python if kind == "Trl" else common.sys.executable
+                workers[name] = common.Worker(f"benchmarks.log_probs:{kind}", python=python, **its_options, **options)
+                path = str(Path(folder) / "values.npz")
+                workers[name].call("save", path=path)
+                with np.load(path) as found:
+                    errors = [np.abs(found[key] - truth[key]).max() / np.abs(truth[key]).max() for key in truth]
+                rows.append([name, *(f"{error:.1e}" for error in errors)])
+        common.print_table(("", *truth), rows)
+        memory = {}
+        for name, worker in workers.items():
+            worker.call("memory_start")
+            worker.call("run")
+            memory[name] = worker.call("memory_growth")
+        calls = common.in_turns(
+            {name: (lambda worker=worker: worker.timed("run")) for name, worker in workers.items()}, arguments.rounds
+        )
+        found = {name: common.summarise(some) for name, some in calls.items()}
+        temporary = {name: workers[name].call("temporary_bytes") for name in sides if sides[name][0] == "Jax"}
+        print(f"{dtype}: time (medians of {arguments.rounds}) and memory")
+        rows = []
+        for name, summary in found.items():
+            stated = f"{temporary[name] / 1e6:.0f} MB" if name in temporary else "-"
+            rows.append(common.timing_row(name, summary, f"{memory[name] / 1e6:.0f} MB", stated))
+        common.print_table((*common.TIMING, "peak growth", "compiler's temporaries"), rows)
+        common.print_target("temporary memory", temporary["jaxalign"] / 1e6, 160, "MB")
+        if "TRL, logits" in found:
+            share = 100 * temporary["jaxalign"] / memory["TRL, logits"]
+            common.print_target("of the peak growth of TRL's logits", share, 6, "%")
+            for name in ("TRL, logits", "TRL, chunked"):
+                common.print_target(f"of the time of {name}", found["jaxalign"].seconds / found[name].seconds, 0.5, "x")
+    finally:
+        for worker in workers.values():
+            worker.__exit__()
+
+
+if __name__ == "__main__":
+    main()
