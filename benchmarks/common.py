@@ -45,6 +45,9 @@ class Worker:
         return self
 
     def __exit__(self, *exception) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._process.stdin.close()
         try:
             self._process.wait(timeout=20)

@@ -50,20 +50,20 @@ class Jax:
             log_probs, entropy = {"dense": dense, "streamed": streamed}[form](hidden, head, ids)
             return (weights * log_probs).sum() + ENTROPY_WEIGHT * entropy.sum(), (log_probs, entropy)
 
-        self._arguments = {name: jnp.asarray(value) for name, value in problem(tokens).items()}
+        self._arguments = [jnp.asarray(value) for value in problem(tokens).values()]
         gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
-        self._compiled = gradient.lower(**self._arguments).compile()
+        self._compiled = gradient.lower(*self._arguments).compile()
 
     def run(self) -> None:
         import jax
 
-        jax.block_until_ready(self._compiled(**self._arguments))
+        jax.block_until_ready(self._compiled(*self._arguments))
 
     def temporary_bytes(self) -> int:
         return self._compiled.memory_analysis().temp_size_in_bytes
 
     def save(self, path: str) -> None:
-        (_, (log_probs, entropy)), (d_hidden, d_head) = self._compiled(**self._arguments)
+        (_, (log_probs, entropy)), (d_hidden, d_head) = self._compiled(*self._arguments)
         np.savez(path, log_probs=log_probs, entropy=entropy, d_hidden=d_hidden, d_head=d_head)
 
 
@@ -187,7 +187,7 @@ def compare(dtype: str, sides: dict, options: dict, truth: dict, arguments) -> N
                 common.print_target(f"of the time of {name}", found["jaxalign"].seconds / found[name].seconds, 0.5, "x")
     finally:
         for worker in workers.values():
-            worker.__exit__()
+            worker.close()
 
 
 if __name__ == "__main__":

@@ -200,7 +200,7 @@ def rl(name: str, method: str = "grpo", *, steps: int) -> ml_collections.ConfigD
 
     config.warm_start = packing()  # supervised steps before RL, for untrained weights
     config.warm_start.steps = 0
-    config.warm_start.learning_rate = 3e-3
+    config.warm_start.learning_rate = 1e-3
     return config
 
 

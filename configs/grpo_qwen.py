@@ -37,11 +37,11 @@ def get_config(argument=None):
     config.model.path = defaults.one_of(words, defaults.SIZES, "auto")
     if "tiny" in words:
         defaults.untrained(config)
-        config.train.steps = 60
-        config.optimizer.learning_rate = 1e-3
+        config.train.steps = 100
+        config.optimizer.learning_rate = 3e-4
         config.optimizer.schedule = "constant"
         config.rollout.max_new_tokens = 4
-        config.warm_start.steps = 60
+        config.warm_start.steps = 150
     if "runlocal" in words:
         config.train.steps = 2
         config.rollout.prompts_per_step = 2

@@ -18,11 +18,13 @@ def get_config(argument=None):
     }
     words = defaults.arguments(argument, known)
     config = defaults.sft("sft_arithmetic", steps=40)
+    config.data.system_prompt = "Answer with one number."  # as in configs/grpo_qwen.py
+    config.optimizer.learning_rate = 3e-5
     config.model.path = defaults.one_of(words, defaults.SIZES, "auto")
     if "tiny" in words:
         defaults.untrained(config)
         config.train.steps = 300
-        config.optimizer.learning_rate = 3e-3
+        config.optimizer.learning_rate = 1e-3
         config.optimizer.warmup_steps = 20
     if "runlocal" in words:
         config.train.steps = 2
