@@ -47,7 +47,7 @@ def model() -> ml_collections.ConfigDict:
     config.path = "auto"
     config.compute_dtype = "bfloat16"  # operands of matrix products; "float32" is exact and slower
     config.remat = "full"  # none | full | products: what the backward pass recomputes
-    config.attention = "auto"  # auto | xla | cudnn
+    config.attention = "auto"  # auto | xla | cudnn | flash_tpu (packed rows on one TPU device)
     return config
 
 

@@ -141,5 +141,6 @@ class HeldOut:
         names = {budget: f"held-out solve rate, greedy, {budget} new tokens" for budget in self.budgets}
         if all(session.has(name, when) for name in names.values()):
             return
+        session.print(f"  evaluating {when} training: {len(self.questions)} held-out questions ...")
         for budget, scores in self(params).items():
             session.record(names[budget], when, scores)

@@ -160,7 +160,7 @@ def run(config, workdir: str) -> None:
             state, start = restored
         else:
             params = warm_start(config, model, session) if config.warm_start.steps else model.read()
-            if held_out is not None:  # before there is an optimizer, whose moments take twice the memory of the weights
+            if held_out is not None and not needs_reference:  # else at the end, by the copy that is held anyway
                 held_out.record(session, params, "before")
             if needs_reference:
                 reference = frozen_copy(model.decoder, params)
@@ -205,6 +205,8 @@ def run(config, workdir: str) -> None:
             evaluate=None if held_out is None else lambda state, done: held_out.metrics(state.params),
         )
         if held_out is not None and not session.stopped:
-            state, reference = state.replace(opt_state=None), None  # all is saved: room for the evaluation
+            state = state.replace(opt_state=None)  # all is saved: room for the evaluations
+            if needs_reference:
+                held_out.record(session, state.extra.get("reference", reference), "before")
             held_out.record(session, state.params, "after")
         session.finish(done)

@@ -48,6 +48,7 @@ class Session(contextlib.AbstractContextManager):
         self._evaluations: dict[str, dict] = {}
         self._facts: dict[str, str] = {}
         self._progress: Progress | None = None
+        self._done = 0
         self.stopped = False
 
     def __exit__(self, *exception) -> None:
@@ -87,9 +88,6 @@ class Session(contextlib.AbstractContextManager):
         self.latest = restored.step
         summary = report.read_summary(self.workdir)
         self._evaluations = {entry["name"]: entry for entry in summary.get("evaluations", [])}
-        if summary.get("steps_done") != restored.step:
-            for entry in self._evaluations.values():
-                entry.pop("after", None)
         self.print(f"  resumed after step {restored.step} from {self.checkpointer.directory / str(restored.step)}")
         return restored.state, restored.step
 
@@ -134,6 +132,9 @@ class Session(contextlib.AbstractContextManager):
                 shown = ", ".join(f"{name} {value:.4g}" for name, value in metrics.items())
                 self.note(f"  step {done}: {shown}")
 
+        if start < self.config.train.steps:  # what was measured after an earlier end is not what this run ends with
+            for entry in self._evaluations.values():
+                entry.pop("after", None)
         self._save_summary("running", start)
         state, done, self.stopped = fit(
             state,
@@ -147,6 +148,7 @@ class Session(contextlib.AbstractContextManager):
             data_state=data_state,
             evaluate=None if evaluate is None else evaluate_and_log,
         )
+        self._done = done
         self.checkpointer.wait()
         if self.is_main:
             self._progress.close()
@@ -157,7 +159,7 @@ class Session(contextlib.AbstractContextManager):
         """Keeps an evaluation, "before" or "after": `values` one per question, rates unless `unit` says otherwise."""
         interval = bootstrap_ci(jax.random.key(0), np.asarray(values))
         entry = self._evaluations.setdefault(name, {"name": name} | ({} if unit is None else {"unit": unit}))
-        entry[when] = {"value": interval.mean, "count": len(values)}
+        entry[when] = {"value": interval.mean, "count": len(values), "step": self._done if when == "after" else 0}
         if not interval.degenerate:
             entry[when] |= {"low": interval.low, "high": interval.high}
 
@@ -198,7 +200,6 @@ class Session(contextlib.AbstractContextManager):
             self.workdir,
             title=self.config.name,
             status=status,
-            steps_done=done,
             facts=self._facts,
             wall_seconds=time.time() - process_started_at(),
             evaluations=list(self._evaluations.values()),
