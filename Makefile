@@ -1,7 +1,8 @@
 # make run    sets up .venv and trains:  make run CONFIG=configs/grpo_qwen.py:tiny ARGS="--config.seed=1"
-# make test   sets up .venv and tests:   make test ARGS="tests/losses -x"
+# make test   sets up .venv and tests:   make test ARGS="tests/losses -x" JOBS=1
 CONFIG ?= configs/grpo_qwen.py
 ARGS ?=
+JOBS ?= 2
 VENV ?= .venv
 export VENV PYTHON
 
@@ -13,7 +14,7 @@ run:
 
 test:
 	@bash setup.sh test
-	$(VENV)/bin/python -m pytest $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
 
 # everything for working on the project itself
 setup:

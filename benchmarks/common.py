@@ -29,7 +29,9 @@ class Call(NamedTuple):
 class Worker:
     """A side in its own process. Raises RuntimeError with the side's traceback if a call fails."""
 
-    def __init__(self, target: str, *, python: str = sys.executable, environment: Mapping[str, str] | None = None, **options):
+    def __init__(
+        self, target: str, *, python: str = sys.executable, environment: Mapping[str, str] | None = None, **options
+    ):
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", target, json.dumps(options)],
             cwd=ROOT,
@@ -127,8 +129,12 @@ def print_target(what: str, measured: float, limit: float, unit: str, *, at_most
 def parser(description: str, rounds: int) -> argparse.ArgumentParser:
     made = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     made.add_argument("--peer-python", default=sys.executable, help="interpreter that has torch, transformers and trl")
-    made.add_argument("--rounds", type=int, default=rounds, help="timed calls of each side, in turns (default %(default)s)")
-    made.add_argument("--priority", action="store_true", help="run the workers before other processes (needs the right to)")
+    made.add_argument(
+        "--rounds", type=int, default=rounds, help="timed calls of each side, in turns (default %(default)s)"
+    )
+    made.add_argument(
+        "--priority", action="store_true", help="run the workers before other processes (needs the right to)"
+    )
     return made
 
 

@@ -1,10 +1,11 @@
 """Log-probs and entropies of tokens from hidden states and the head, forward and backward, at the size of SmolLM2.
 
 Sides: jaxalign's `token_log_probs`; the dense form in plain JAX; in torch what TRL 1.16 has, that is logits and
-`selective_log_softmax_and_entropy` (its trainers of other methods), and the chunked function behind `add_fused_lm_head` (its GRPO).
-First all are compared with the dense form in float64, then they are timed in turns. Memory is the growth of the resident
-peak during one forward and backward pass, measured in the same way in each process; for the JAX sides also what the
-compiler says it needs besides arguments and results. Gradients of hidden states and head are part of every peak.
+`selective_log_softmax_and_entropy` (its trainers of other methods), and the chunked function behind
+`add_fused_lm_head` (its GRPO). First all are compared with the dense form in float64, then they are timed in turns. Memory
+is the growth of the resident peak during one forward and backward pass, measured in the same way in each process; for the
+JAX sides also what the compiler says it needs besides arguments and results. Gradients of hidden states and head are part
+of every peak.
 """
 
 import tempfile
@@ -103,7 +104,9 @@ class Trl:
 
 def exact(tokens: int) -> dict[str, np.ndarray]:
     """The same in float64, a few tokens at a time."""
-    given = {name: value.astype(np.float64) if value.dtype != np.int32 else value for name, value in problem(tokens).items()}
+    given = {
+        name: value.astype(np.float64) if value.dtype != np.int32 else value for name, value in problem(tokens).items()
+    }
     found = dict(log_probs=np.empty(tokens), entropy=np.empty(tokens), d_hidden=np.empty((tokens, WIDTH)), d_head=0.0)
     for start in range(0, tokens, 256):
         part = slice(start, start + 256)
@@ -142,7 +145,9 @@ def main() -> None:
     print("growth with the number of tokens (bfloat16)")
     needed = []
     for tokens in (arguments.tokens, 4 * arguments.tokens):
-        with common.Worker("benchmarks.log_probs:Jax", form="streamed", dtype="bfloat16", **options | dict(tokens=tokens)) as side:
+        with common.Worker(
+            "benchmarks.log_probs:Jax", form="streamed", dtype="bfloat16", **options | dict(tokens=tokens)
+        ) as side:
             needed.append(side.call("temporary_bytes"))
             print(f"  {tokens} tokens: {needed[-1] / 1e6:.1f} MB")
     common.print_target("growth over four times the tokens", 100 * (needed[1] / needed[0] - 1), 10, "%")

@@ -15,10 +15,12 @@ from jax import lax
 
 from jaxalign.losses.streaming import Plan, streamed_log_probs
 
-# Bytes of logits (float32, one block of one chunk) per device, and the tokens that they are made of.
-_LOGITS_BYTES = 16 * 2**20
+# Bytes of logits (float32, one block of one chunk) per device, and the tokens that they are made of. On a CPU the passes
+# over the logits run at the speed of the cache that holds them.
+_LOGITS_BYTES = {"cpu": 4 * 2**20}
+_LOGITS_BYTES_ELSEWHERE = 16 * 2**20
 _CHUNK_TOKENS = 4096
-_SMALLEST_BLOCK = 256
+_SMALLEST_BLOCK = 512
 
 
 class TokenLogProbs(NamedTuple):
@@ -154,13 +156,14 @@ def _choose_chunks(shape: tuple[int, ...]) -> int:
 
 
 def _choose_block(vocabulary: int, tokens: int) -> int:
-    """Rows per block whose logits take about `_LOGITS_BYTES` per device, if possible a divisor of V.
+    """Rows per block whose logits take about as many bytes per device as said above, if possible a divisor of V.
 
     Among divisors within a factor of 2 of the aim, one with many factors of 2 is preferred, so that a
     head with sharded rows has whole shares of a block on each device.
     """
     tokens_per_device = max(1, tokens // jax.device_count())
-    aim = max(_SMALLEST_BLOCK, _LOGITS_BYTES // 4 // tokens_per_device)
+    logits_bytes = _LOGITS_BYTES.get(jax.default_backend(), _LOGITS_BYTES_ELSEWHERE)
+    aim = max(_SMALLEST_BLOCK, logits_bytes // 4 // tokens_per_device)
     if aim >= vocabulary:
         return vocabulary
     near = [d for d in range(aim // 2, min(2 * aim, vocabulary) + 1) if vocabulary % d == 0]

@@ -61,6 +61,18 @@ def _logits(
     return z, slope
 
 
+def _mixed_rows(plan: Plan, rows: jax.Array, dz: jax.Array) -> jax.Array:
+    """rows^T dz, [D, tokens...]: the gradient of the hidden states, transposed.
+
+    So the small operand is the one that is transposed for the product. It is contracted over two axes, because the CPU
+    backend makes that transpose and takes its fast bfloat16 product then, but not for one axis.
+    """
+    block = rows.shape[0]
+    halves = (2, block // 2) if block % 2 == 0 else (1, block)
+    rows, dz = (x.reshape(*halves, *x.shape[1:]) for x in (rows, dz))
+    return lax.dot_general(rows, dz, (((0, 1), (0, 1)), ((), ())), preferred_element_type=plan.sum_dtype)
+
+
 def _is_id(plan: Plan, ids: jax.Array, j: jax.Array, block: int) -> jax.Array:
     """[block, tokens...]: the places of the scored ids in block j."""
     row = jnp.where(ids % plan.num_blocks == j, ids // plan.num_blocks, -1)
@@ -149,15 +161,16 @@ def _backward(plan, saved, cotangents):
             dz = dz * sharpness
             dz = (dz if slope is None else dz * slope).astype(plan.compute_dtype)
             product = functools.partial(lax.dot_general, preferred_element_type=plan.sum_dtype)
-            d_hidden = d_hidden + product(dz, rows, (((0,), (0,)), ((), ())))
+            d_hidden = d_hidden + _mixed_rows(plan, rows, dz)
             d_rows = product(dz, h, ((tuple(t + 1 for t in tokens), tokens), ((), ())))
             if plan.num_chunks > 1:
                 d_rows = d_rows + lax.dynamic_index_in_dim(d_table, j, 1, False)
             return d_hidden, lax.dynamic_update_index_in_dim(d_table, d_rows.astype(d_table.dtype), j, 1)
 
         d_hidden_chunks, d_table = gradients
-        zeros = jnp.zeros(h.shape, plan.sum_dtype)
+        zeros = jnp.zeros((h.shape[-1], *chunk_ids.shape), plan.sum_dtype)
         d_hidden, d_table = lax.fori_loop(0, plan.num_blocks, stream, (zeros, d_table))
+        d_hidden = jnp.moveaxis(d_hidden, 0, -1)
         d_hidden_chunks = lax.dynamic_update_index_in_dim(d_hidden_chunks, d_hidden.astype(hidden.dtype), i, axis + 1)
         return d_hidden_chunks, d_table
 

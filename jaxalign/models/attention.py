@@ -96,7 +96,7 @@ def to_cache(x, precision: Precision):
 
 
 def cached_attention(query, key, value, visible, *, scale: float, precision: Precision):
-    """One query per row against its cache: query [B, 1, H, d]; key, value [B, KV, S, d] by `to_cache`; visible [B, S]."""
+    """One query per row against its cache: query [B, 1, H, d]; key, value [B, KV, S, d], `to_cache`; visible [B, S]."""
     batch, _, heads, head_dim = query.shape
     key, value = (jax.lax.bitcast_convert_type(bits, precision.compute) for bits in (key, value))
     query = query.astype(precision.compute).reshape(batch, key.shape[1], -1, head_dim)

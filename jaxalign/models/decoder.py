@@ -16,12 +16,15 @@ from jaxalign.errors import UserError
 from jaxalign.models.attention import attention, cached_attention, to_cache, visibility
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_turns
+from jaxalign.models.tpu_attention import MIN_LENGTH, flash_attention, flash_obstacle
 
 REMAT_POLICIES = {
     "none": None,  # keep everything
     "full": jax.checkpoint_policies.nothing_saveable,  # keep the layer inputs only; also the fastest on a CPU
     "products": jax.checkpoint_policies.save_only_these_names("product"),  # keep the products with weights
 }
+
+ATTENTION = ("auto", "xla", "cudnn", "flash_tpu")
 
 
 class Table(nnx.Module):
@@ -56,7 +59,12 @@ def _definition(config: DecoderConfig, precision: Precision):
 
 @dataclasses.dataclass(frozen=True)
 class Decoder:
-    """Static and hashable. `remat` is a key of REMAT_POLICIES; `attention` is "auto", "xla" or "cudnn"."""
+    """Static and hashable. `remat` is a key of REMAT_POLICIES; `attention` is one of ATTENTION.
+
+    "auto" takes what serves at hand: "cudnn" in half precision on a GPU; on a single TPU device "flash_tpu" for rows of
+    1024 tokens or more that it serves (see `flash_obstacle`); else "xla". Asked for by name where it cannot serve,
+    "flash_tpu" raises UserError.
+    """
 
     config: DecoderConfig
     compute_dtype: str = "bfloat16"
@@ -69,8 +77,8 @@ class Decoder:
     def __post_init__(self):
         if self.remat not in REMAT_POLICIES:
             raise UserError(f"model.remat={self.remat!r} is not known; use one of {', '.join(REMAT_POLICIES)}")
-        if self.attention not in ("auto", "xla", "cudnn"):
-            raise UserError(f"model.attention={self.attention!r} is not known; use 'auto', 'xla' or 'cudnn'")
+        if self.attention not in ATTENTION:
+            raise UserError(f"model.attention={self.attention!r} is not known; use one of {', '.join(ATTENTION)}")
 
     @property
     def precision(self) -> Precision:
@@ -78,9 +86,14 @@ class Decoder:
             return default_precision(self.compute_dtype)
         return Precision(self.compute_dtype, self.activation_dtype)
 
-    def _attention_implementation(self) -> str:
-        if self.attention != "auto":
+    def _attention_implementation(self, length: int, parents) -> str:
+        if self.attention in ("xla", "cudnn"):
             return self.attention
+        obstacle = flash_obstacle(self.config, length, parents)
+        if self.attention == "flash_tpu" and obstacle is not None:
+            raise UserError(f"model.attention='flash_tpu' cannot serve: {obstacle}")
+        if self.attention == "flash_tpu" or (obstacle is None and length >= MIN_LENGTH):
+            return "flash_tpu"
         fused = jax.default_backend() == "gpu" and self.precision.activation in ("bfloat16", "float16")
         return "cudnn" if fused else "xla"
 
@@ -117,7 +130,7 @@ class Decoder:
         nearby = everywhere if window is None else visibility(segments, parents, positions=positions, window=window)
         turns, local_turns = self._turns(positions)
         sliding = jnp.array([config.is_sliding(layer) for layer in range(config.num_layers)])
-        precision, implementation = self.precision, self._attention_implementation()
+        precision, implementation = self.precision, self._attention_implementation(tokens.shape[1], parents)
 
         def layer(x, inputs):
             layer_params, slides = inputs
@@ -125,7 +138,13 @@ class Decoder:
 
             def attend(query, key, value):
                 if keep_cache:
-                    kept.update(key=to_cache(key, precision).swapaxes(1, 2), value=to_cache(value, precision).swapaxes(1, 2))
+                    kept.update(
+                        key=to_cache(key, precision).swapaxes(1, 2), value=to_cache(value, precision).swapaxes(1, 2)
+                    )
+                if implementation == "flash_tpu":
+                    return flash_attention(
+                        query, key, value, segments, scale=config.attention_scale, precision=precision
+                    )
                 visible = everywhere if window is None else jnp.where(slides, nearby, everywhere)
                 return attention(
                     query,

@@ -45,7 +45,9 @@ def test_hidden_and_gradients_equal_xla(one_tpu):
             hidden = jnp.where(real, decoder.hidden(params, tokens, positions, segments), 0.0)
             return jnp.sum(jnp.sin(hidden)), hidden
 
-        gradient, hidden = jax.jit(jax.grad(loss, has_aux=True))(tiny.random_params(decoder))
+        # The interpreter's program is compiled for one run.
+        gradient = jax.jit(jax.grad(loss, has_aux=True), compiler_options={"xla_backend_optimization_level": 0})
+        gradient, hidden = gradient(tiny.random_params(decoder))
         return hidden, gradient
 
     hidden, gradient = value_and_gradient("flash_tpu")
@@ -58,7 +60,7 @@ def test_hidden_and_gradients_equal_xla(one_tpu):
     jax.tree.map(close, gradient, expected_gradient)
 
 
-@pytest.mark.parametrize("head_dim", [32, 64, 128, 256])
+@pytest.mark.parametrize("head_dim", [64, 256])
 def test_kernel_lowers_for_a_tpu(head_dim):
     """Forward and both backward kernels pass the TPU lowering, which needs no TPU (the compiler behind it would)."""
 
