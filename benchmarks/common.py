@@ -59,7 +59,7 @@ class Worker:
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
         if not line:
-            raise RuntimeError("a benchmark worker ended without an answer; its last words are above")
+            raise RuntimeError(f"a benchmark worker ended with code {self._process.wait()} and without an answer")
         answer = json.loads(line)
         if "error" in answer:
             raise RuntimeError(f"a benchmark worker failed:\n{answer['error']}")

@@ -198,7 +198,7 @@ def test_a_quantisation_that_cannot_be_undone_is_named(tmp_path):
             r"tensor 'blk.1.attn_q.weight' has shape \[16, 32\], but the configuration calls for \[32, 32\]",
         ),
     ],
-    ids=str,
+    ids=lambda value: value if isinstance(value, str) else "-",
 )
 def test_a_file_that_does_not_fit_is_named(options, message, tmp_path):
     write_folder(tmp_path)
