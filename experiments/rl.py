@@ -99,7 +99,7 @@ def run(config, workdir: str) -> None:
     rl, rollout = config.rl, config.rollout
     with Session(config, workdir) as session:
         model = build_model(config)
-        session.print(f"model: {model.source}")
+        session.print(f"model: {model.source}")  # the first line: which weights, and why these
         train_questions = Questions(config.data.source, model.tokenizer, config.data, "source")
         rewards = session.enter(make_rewards(config.reward))
         batches = Batches(train_questions, rollout.prompts_per_step, seed=config.seed)
@@ -113,7 +113,8 @@ def run(config, workdir: str) -> None:
         optimizer = build_optimizer(config, updates)
         session.announce(
             {
-                "model": f"{model.source}; {model.describe()}",
+                "model": model.source,
+                "parameters": model.describe(),
                 "data": f"{config.data.source}: {len(train_questions)} questions"
                 + (f"; held out: {len(held_out.questions)} of {config.data.held_out}" if held_out else ""),
                 "step": f"{rollout.prompts_per_step} prompts x {rollout.group_size} completions of at most "

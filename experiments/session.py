@@ -68,7 +68,7 @@ class Session(contextlib.AbstractContextManager):
             print(text, flush=True)
 
     def announce(self, facts: Mapping[str, Any], mesh: jax.sharding.Mesh) -> None:
-        """Prints the start-up summary and keeps it for the report."""
+        """Prints the start-up summary (the model has had its own line by then) and keeps it for the report."""
         devices = jax.devices()
         axes = " x ".join(f"{size} {axis}" for axis, size in mesh.shape.items())
         self._facts = {
@@ -77,7 +77,7 @@ class Session(contextlib.AbstractContextManager):
             "devices": f"{len(devices)} x {devices[0].device_kind} (mesh {axes}), {jax.process_count()} process(es)",
             "written to": f"{self.workdir}/",
         }
-        self.print(startup_summary(self._facts))
+        self.print(startup_summary({name: fact for name, fact in self._facts.items() if name != "model"}))
 
     def restore(self, abstract_state: Any, check_data: Callable[[dict], None]):
         """(state, steps done) of the newest whole checkpoint, or None. `check_data` may refuse its data position."""

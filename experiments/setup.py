@@ -29,7 +29,7 @@ class Model(NamedTuple):
     def describe(self) -> str:
         size = sum(leaf.size for leaf in jax.tree.leaves(self.decoder.abstract_params()))
         precision = self.decoder.precision
-        return f"{size / 1e6:,.1f} M parameters, float32; products in {precision.compute}"
+        return f"{size / 1e6:,.1f} M in float32; products in {precision.compute}"
 
 
 def build_model(config) -> Model:

@@ -60,7 +60,7 @@ def run(config, workdir: str) -> None:
     """Trains with `config` in `workdir`; the same call again resumes."""
     with Session(config, workdir) as session:
         model = build_model(config)
-        session.print(f"model: {model.source}")
+        session.print(f"model: {model.source}")  # the first line: which weights, and why these
         packed = packed_examples(config.data.source, model.tokenizer, config.data, config.packing)
         batches = Batches(
             packed,
@@ -73,7 +73,8 @@ def run(config, workdir: str) -> None:
         dropped = facts.dropped_overlong + facts.dropped_empty
         session.announce(
             {
-                "model": f"{model.source}; {model.describe()}",
+                "model": model.source,
+                "parameters": model.describe(),
                 "data": f"{config.data.source}: {facts.examples} examples in {facts.rows} rows of "
                 f"{config.packing.row_length} tokens ({100 * facts.fill:.0f} % full, {facts.target_tokens} tokens to "
                 f"learn{f', {dropped} examples dropped' if dropped else ''})",
