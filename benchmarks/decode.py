@@ -1,8 +1,8 @@
 """Greedy decoding with SmolLM2-135M-Instruct: new tokens a second of the sampler and of transformers' `generate`.
 
-Both sides complete the same prompts (64 tokens, windows of this repository's licence) by 64 tokens, with a key and value cache and
-without stopping. The other side loads what ours exports, in float32, and is cast like for like. First the ids are compared, then
-both are timed in turns. Loading and compilation are not part of the times.
+Both sides complete the same prompts (64 tokens, windows of this repository's licence) by 64 tokens, with a key and
+value cache and without stopping. The other side loads what ours exports, in float32, and is cast like for like. First
+the ids are compared, then both are timed in turns. Loading and compilation are not part of the times.
 """
 
 import tempfile

@@ -2,10 +2,10 @@
 
 Sides: jaxalign's `token_log_probs`; the dense form in plain JAX; in torch what TRL 1.16 has, that is logits and
 `selective_log_softmax_and_entropy` (its trainers of other methods), and the chunked function behind
-`add_fused_lm_head` (its GRPO). First all are compared with the dense form in float64, then they are timed in turns. Memory
-is the growth of the resident peak during one forward and backward pass, measured in the same way in each process; for the
-JAX sides also what the compiler says it needs besides arguments and results. Gradients of hidden states and head are part
-of every peak.
+`add_fused_lm_head` (its GRPO). First all are compared with the dense form in float64, then they are timed in turns.
+Memory is the growth of the resident peak during one forward and backward pass, measured in the same way in each
+process; for the JAX sides also what the compiler says it needs besides arguments and results. Gradients of hidden
+states and head are part of every peak.
 """
 
 import tempfile

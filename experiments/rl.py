@@ -188,9 +188,11 @@ def run(config, workdir: str) -> None:
             history = jax.device_get(history)
             # Counters and the learning rate are those after the last update, everything else is a mean over updates.
             last = {"skipped", "skipped_in_a_row", "learning_rate"}
+            of_the_step = last | {"loss", "grad_norm"}
             for name in history[0]:
                 values = [float(found[name]) for found in history]
-                if name not in metrics:  # those of the rollout are over all completions
+                # Not what the rollout tells over all completions, and no means over no token at all.
+                if name not in metrics and (name in of_the_step or batch.mask.any()):
                     metrics[name] = values[-1] if name in last else sum(values) / len(values)
             metrics["update/seconds"] = time.perf_counter() - began
             seconds = metrics["rollout/seconds"] + metrics["reward/seconds"] + metrics["update/seconds"]

@@ -15,8 +15,8 @@ from jax import lax
 
 from jaxalign.losses.streaming import Plan, streamed_log_probs
 
-# Bytes of logits (float32, one block of one chunk) per device, and the tokens that they are made of. On a CPU the passes
-# over the logits run at the speed of the cache that holds them.
+# Bytes of logits (float32, one block of one chunk) per device, and the tokens that they are made of. On a CPU the
+# passes over the logits run at the speed of the cache that holds them.
 _LOGITS_BYTES = {"cpu": 4 * 2**20}
 _LOGITS_BYTES_ELSEWHERE = 16 * 2**20
 _CHUNK_TOKENS = 4096

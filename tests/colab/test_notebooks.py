@@ -23,7 +23,7 @@ def test_notebook(path, tmp_path):
     settings = next(cell for cell in notebook.cells if cell.cell_type == "code" and "OVERRIDES = []" in cell.source)
     settings.source += f"\nOVERRIDES = {SMOKE!r}\nWORKDIR = {str(tmp_path / 'run')!r}"
     assert not any(cell.get("outputs") for cell in notebook.cells), "notebooks are committed without outputs"
-    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(ROOT)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=900, resources={"metadata": {"path": str(ROOT)}}).execute()
     printed = "".join(
         output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []) if "text" in output
     )

@@ -74,7 +74,7 @@ def test_a_folder_of_another_config(tmp_path):
     before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
     ended = runs.run(spec, tmp_path, *overrides, "--config.optimizer.learning_rate=1.0")
     assert ended.code == 2
-    assert "optimizer.learning_rate: 0.003 there, 1.0 now" in ended.err
+    assert "optimizer.learning_rate: 0.001 there, 1.0 now" in ended.err
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
     assert runs.rows(tmp_path)
 
