@@ -1,53 +1,34 @@
-"""How long `import jaxalign` takes beyond JAX's own import; also for the modules that a run needs."""
+"""How much longer `import jaxalign` and its parts take than `import jax`, in fresh interpreters, in turns."""
 
-import json
 import statistics
 import subprocess
 import sys
+import time
 
 from benchmarks import common
 
-MODULES = (
-    "jaxalign",
-    "jaxalign.losses.policy_gradient",
-    "jaxalign.decoding.sampler",
-    "jaxalign.models.loading",
-    "jaxalign.training.loop",
-)
-CODE = """
-import importlib, json, sys, time
-start = time.perf_counter(), time.process_time()
-import jax
-middle = time.perf_counter(), time.process_time()
-importlib.import_module(sys.argv[1])
-end = time.perf_counter(), time.process_time()
-print(json.dumps([b - a for pair in ((start, middle), (middle, end)) for a, b in zip(*pair)]))
-"""
-
-
-def measure(module: str) -> list[float]:
-    """Wall and processor seconds of `import jax`, then those of the module, in a fresh interpreter."""
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, module], cwd=common.ROOT, capture_output=True, text=True, check=True
-    )
-    return json.loads(done.stdout)
+SIDES = {
+    "jax": "import jax",
+    "jaxalign": "import jax, jaxalign",
+    "losses and rewards": "import jaxalign.losses.policy_gradient, jaxalign.rewards.advantages",
+    "everything that an experiment uses": "import experiments.rl",
+}
 
 
 def main() -> None:
-    parser = common.parser(__doc__, rounds=5)
-    arguments = parser.parse_args()
+    arguments = common.parser(__doc__, rounds=5).parse_args()
     common.print_machine()
-    measure(MODULES[-1])  # compiles bytecode, fills the file cache
-    rounds = [[measure(module) for module in MODULES] for _ in range(arguments.rounds)]
-    rows, beyond = [], {}
-    for module, calls in zip(MODULES, zip(*rounds, strict=True), strict=True):
-        _, _, wall, cpu = (statistics.median(column) for column in zip(*calls, strict=True))
-        beyond[module] = wall
-        rows.append([module, f"{wall:.2f} s", f"{cpu:.2f}"])
-    jax_alone = statistics.median(call[0] for calls in rounds for call in calls)
-    common.print_table(("beyond jax", "wall", "cpu-s"), rows)
-    print(f"  import jax alone: {jax_alone:.2f} s")
-    common.print_target("import jaxalign beyond jax", beyond["jaxalign"], 2, "s")
+    seconds: dict[str, list[float]] = {name: [] for name in SIDES}
+    for turn in range(arguments.rounds + 1):
+        for name, code in SIDES.items():
+            began = time.perf_counter()
+            subprocess.run([sys.executable, "-c", code], cwd=common.ROOT, check=True)
+            if turn:  # the first one fills the disk's cache
+                seconds[name].append(time.perf_counter() - began)
+    medians = {name: statistics.median(times) for name, times in seconds.items()}
+    rows = [[name, f"{value:.2f} s", f"{value - medians['jax']:+.2f} s"] for name, value in medians.items()]
+    common.print_table(("", "median", "beyond jax"), rows)
+    common.print_target("import jaxalign beyond jax", medians["jaxalign"] - medians["jax"], 2, "s")
 
 
 if __name__ == "__main__":
