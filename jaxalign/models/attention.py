@@ -86,19 +86,24 @@ _grouped_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def to_cache(x, precision: Precision):
-    """Keys or values as a cache holds them: the bits of the compute dtype, as integers.
+    """Keys or values as a cache holds them: in the compute dtype, 16-bit floats as the integers of the same bits.
 
     The CPU backend updates an array of integers in place; around an update of a bfloat16 array it converts all of it to
-    float32 and back, which at decoding costs more than everything else.
+    float32 and back, which at decoding costs more than everything else. Reading the bits as floats again is a copy of
+    the cache there, so float32 is kept as it is.
     """
     x = x.astype(precision.compute)
-    return jax.lax.bitcast_convert_type(x, f"uint{8 * x.dtype.itemsize}")
+    return jax.lax.bitcast_convert_type(x, jnp.uint16) if x.dtype.itemsize == 2 else x
+
+
+def _from_cache(x, precision: Precision):
+    return x if x.dtype == precision.compute else jax.lax.bitcast_convert_type(x, precision.compute)
 
 
 def cached_attention(query, key, value, visible, *, scale: float, precision: Precision):
     """One query per row against its cache: query [B, 1, H, d]; key, value [B, KV, S, d], `to_cache`; visible [B, S]."""
     batch, _, heads, head_dim = query.shape
-    key, value = (jax.lax.bitcast_convert_type(bits, precision.compute) for bits in (key, value))
+    key, value = _from_cache(key, precision), _from_cache(value, precision)
     query = query.astype(precision.compute).reshape(batch, key.shape[1], -1, head_dim)
     scores = jnp.einsum("bkrd,bksd->bkrs", query, key, preferred_element_type=jnp.float32) * scale
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf)).astype(precision.compute)
