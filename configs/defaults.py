@@ -72,6 +72,15 @@ def mesh() -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
 
 
+def distributed() -> ml_collections.ConfigDict:
+    """Several processes: nothing to set on a Cloud TPU slice, under srun or mpirun (docs/pods.md)."""
+    config = ml_collections.ConfigDict()
+    config.coordinator_address = ""  # "host:port" of the first process
+    config.num_processes = config_dict.placeholder(int)
+    config.process_id = config_dict.placeholder(int)  # 0 .. num_processes - 1, another for each
+    return config
+
+
 def train(steps: int) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.steps = steps  # optimizer updates are steps x what the experiment does in one
@@ -91,6 +100,7 @@ def base(name: str, experiment: str, steps: int) -> ml_collections.ConfigDict:
     config.model = model()
     config.optimizer = optimizer()
     config.mesh = mesh()
+    config.distributed = distributed()
     config.train = train(steps)
     return config
 

@@ -5,10 +5,12 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from experiments.setup import Model
 from jaxalign.data.sources import Source, load_source, where
 from jaxalign.decoding.sampler import Sampler, SamplingConfig, bucket_length, pad_prompts
 from jaxalign.errors import UserError
-from jaxalign.rewards.runner import Reward, RewardRunner
+from jaxalign.rewards.runner import Reward, RewardCounts, RewardResult, RewardRunner
+from jaxalign.training.mesh import all_processes, gather, join_parts, part_of_process
 
 PROMPT_BUCKET = 8  # prompts are padded to a multiple of this many tokens
 
@@ -98,6 +100,23 @@ def make_rewards(reward) -> RewardRunner:
     return runner
 
 
+def score_completions(rewards: RewardRunner, texts: Sequence[str], examples: Sequence[dict]) -> RewardResult:
+    """`rewards` of completions [N], one example each; every process scores its part and all get all.
+
+    The first problem is that of this process.
+    """
+    mine = part_of_process(len(texts))
+    prompts = [example["prompt"] for example in examples[mine]]
+    result = rewards(prompts, texts[mine], examples[mine])
+    counts = np.array([tuple(result.counts[name]) for name in rewards.names])
+    totals = all_processes(counts).sum(axis=0)
+    return RewardResult(
+        join_parts(result.rewards, len(texts)),
+        {name: RewardCounts(*map(int, row)) for name, row in zip(rewards.names, totals, strict=True)},
+        result.first_problem,
+    )
+
+
 class HeldOut:
     """Greedy completions of held-out questions, scored by the first of the rewards.
 
@@ -107,16 +126,17 @@ class HeldOut:
       evaluation: the config group with `max_questions`, `max_new_tokens` (budgets in tokens), `slots`.
     """
 
-    def __init__(self, decoder, tokenizer, questions: Questions, rewards: RewardRunner, evaluation):
+    def __init__(self, model: Model, questions: Questions, rewards: RewardRunner, evaluation):
         count = min(len(questions), evaluation.max_questions)
         self.questions = [questions[index] for index in range(count)]
         self.budgets = tuple(evaluation.max_new_tokens)
-        self._tokenizer, self._rewards = tokenizer, rewards
+        self._tokenizer, self._rewards = model.tokenizer, rewards
         self._prompts, self._lengths = pad_prompts([q["prompt_ids"] for q in self.questions], PROMPT_BUCKET)
         sampling = SamplingConfig(
-            max_new_tokens=max(self.budgets), temperature=0.0, stop_token_ids=tuple(tokenizer.eos_ids)
+            max_new_tokens=max(self.budgets), temperature=0.0, stop_token_ids=tuple(model.tokenizer.eos_ids)
         )
-        self._sampler = Sampler(decoder, sampling, slots=evaluation.slots or None)
+        slots = evaluation.slots or None
+        self._sampler = Sampler(model.decoder, sampling, slots=slots, mesh=model.mesh)
 
     def __call__(self, params) -> dict[int, np.ndarray]:
         """Scores [questions] by token budget, all from one decode of the largest.
@@ -124,12 +144,11 @@ class HeldOut:
         A greedy completion of n tokens is the beginning of the one of more, so the smaller budgets cost nothing.
         """
         found = self._sampler.sample(params, self._prompts, self._lengths, jax.random.key(0))
-        ids, lengths = np.asarray(found.ids), np.asarray(found.lengths)
-        prompts = [question["prompt"] for question in self.questions]
+        ids, lengths = gather((found.ids, found.lengths))
         scores = {}
         for budget in self.budgets:
             texts = completion_texts(self._tokenizer, ids, np.minimum(lengths, budget))
-            scores[budget] = np.nan_to_num(self._rewards(prompts, texts, self.questions).rewards[:, 0])
+            scores[budget] = np.nan_to_num(score_completions(self._rewards, texts, self.questions).rewards[:, 0])
         return scores
 
     def metrics(self, params) -> dict[str, float]:

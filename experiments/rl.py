@@ -25,7 +25,7 @@ from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.models.scoring import completion_log_probs, frozen_copy
 from jaxalign.rewards.advantages import advantages
 from jaxalign.training.loop import Advance
-from jaxalign.training.mesh import batch_shards, put_batch
+from jaxalign.training.mesh import batch_shards, spread
 from jaxalign.training.step import make_train_step
 
 
@@ -89,8 +89,6 @@ def check(config) -> None:
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
     if rollout.temperature <= 0:
         raise UserError("config.rollout.temperature must be > 0: a greedy rollout explores nothing")
-    if jax.process_count() > 1:
-        raise UserError("the rl experiment samples in one process; start it on one host (several devices are fine)")
 
 
 def run(config, workdir: str) -> None:
@@ -108,7 +106,7 @@ def run(config, workdir: str) -> None:
         held_out = None
         if config.data.held_out:
             questions = Questions(config.data.held_out, model.tokenizer, config.data, "held_out")
-            held_out = HeldOut(model.decoder, model.tokenizer, questions, rewards, config.evaluation)
+            held_out = HeldOut(model, questions, rewards, config.evaluation)
         updates = rl.epochs * rl.batches_per_epoch
         optimizer = build_optimizer(config, updates)
         session.announce(
@@ -183,7 +181,7 @@ def run(config, workdir: str) -> None:
                 batch = drop_silent_groups(batch, multiple, rl.loss.aggregation, rl.loss.count_empty)
             history: list[dict[str, Any]] = []
             for part in update_batches(batch, rl, config.seed, step):
-                state, found = train_step(state, put_batch(part, model.mesh))
+                state, found = train_step(state, spread(part, model.mesh))
                 history.append(found)
             history = jax.device_get(history)
             # Counters and the learning rate are those after the last update, everything else is a mean over updates.

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.questions import completion_texts, padded
+from experiments.questions import completion_texts, padded, score_completions
 from experiments.setup import Model
 from jaxalign.decoding.sampler import Sampler, SamplingConfig
 from jaxalign.losses.aggregation import aggregate
@@ -17,6 +17,7 @@ from jaxalign.models.scoring import completion_log_probs
 from jaxalign.rewards.advantages import advantages, combine_rewards, groups_with_signal
 from jaxalign.rewards.gae import kl_penalty
 from jaxalign.rewards.runner import RewardRunner
+from jaxalign.training.mesh import gather, spread
 
 SHOWN_PER_STEP = 16  # completions a step that go to completions.jsonl
 
@@ -83,11 +84,11 @@ class RolloutWorker:
             stop_strings=tuple(config.rollout.stop_strings),
         )
         slots = config.rollout.slots or None
-        self._sampler = Sampler(model.decoder, sampling, slots=slots, tokenizer=model.tokenizer)
+        self._sampler = Sampler(model.decoder, sampling, slots=slots, tokenizer=model.tokenizer, mesh=model.mesh)
         self._key = jax.random.fold_in(jax.random.key(config.seed), 1)
 
         @jax.jit
-        def score(params, *arrays):
+        def log_probs(params, *arrays):
             return completion_log_probs(
                 model.decoder,
                 params,
@@ -95,6 +96,9 @@ class RolloutWorker:
                 temperature=config.rollout.temperature,
                 share_prompt=config.rl.share_prompt,
             ).log_probs
+
+        def score(params, *arrays):
+            return gather(log_probs(params, *spread(arrays, model.mesh, fill=True)))[: len(arrays[0])]
 
         self._score = score
 
@@ -111,12 +115,12 @@ class RolloutWorker:
             samples_per_prompt=group_size,
             weight_version=step,
         )
-        sampled = jax.device_get(sampled)
+        sampled = gather(sampled)
         sampled_at = time.perf_counter()
 
         repeated = [example for example in examples for _ in range(group_size)]
         texts = completion_texts(self._tokenizer, sampled.ids, sampled.lengths)
-        result = self._rewards([example["prompt"] for example in repeated], texts, repeated)
+        result = score_completions(self._rewards, texts, repeated)
         rewarded_at = time.perf_counter()
 
         def grouped(x) -> np.ndarray:
@@ -128,13 +132,13 @@ class RolloutWorker:
         old_log_probs = None
         if rl.epochs * rl.batches_per_epoch > 1:
             rescore = rl.old_log_probs == "scored"
-            old_log_probs = np.asarray(self._score(params, *scored)) if rescore else sampled_log_probs
+            old_log_probs = self._score(params, *scored) if rescore else sampled_log_probs
         metrics, penalty, reference_log_probs = {}, 0.0, None
         use = reference_use(self._config)
         if use:
             # Where the KL is only reported, the completions of a few prompts are enough.
             known = slice(rl.report_kl_prompts if use == "report" else None)
-            found = np.asarray(self._score(reference, *(x[known] for x in scored)))
+            found = self._score(reference, *(x[known] for x in scored))
             metrics["kl"] = _token_mean(kl_estimate(sampled_log_probs[known], found, "k3"), scored[3][known])
             if use == "loss":
                 reference_log_probs = found

@@ -21,7 +21,7 @@ from jaxalign.evaluation.intervals import bootstrap_ci
 from jaxalign.training import configuration, report
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.loop import Advance, fit
-from jaxalign.training.mesh import initialize_distributed
+from jaxalign.training.mesh import check_agreement, initialize_distributed
 from jaxalign.training.progress import Progress, format_duration, process_started_at, startup_summary
 from jaxalign.training.signals import stop_on_signals
 from jaxalign.training.writers import CompletionsWriter, make_writer
@@ -39,6 +39,10 @@ class Session(contextlib.AbstractContextManager):
         self.config, self.workdir = config, Path(workdir)
         initialize_distributed(config.get("distributed"))
         self.is_main = jax.process_index() == 0
+        shared = {
+            key: value for key, value in configuration.flatten(config).items() if not key.startswith("distributed.")
+        }
+        check_agreement("config", shared)
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._cleanup = contextlib.ExitStack()
         self.checkpointer = Checkpointer(self.workdir / "checkpoints", config=config, keep=config.train.keep)
@@ -104,6 +108,7 @@ class Session(contextlib.AbstractContextManager):
 
         `evaluate(state, done)` gives metrics, which are logged as `eval/<name>`.
         """
+        check_agreement("data", data_state(start))
         last = start if start else None
         stop = self._cleanup.enter_context(stop_on_signals())
         writer = completions = None

@@ -15,7 +15,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.log_probs import token_log_probs
 from jaxalign.losses.supervised import supervised_loss
 from jaxalign.training.loop import Advance
-from jaxalign.training.mesh import put_batch
+from jaxalign.training.mesh import all_processes, put_batch
 from jaxalign.training.step import make_train_step
 
 
@@ -107,7 +107,7 @@ def run(config, workdir: str) -> None:
             rows = stack_rows(batches[step])
             state, metrics = train_step(state, put_batch(rows, model.mesh))
             metrics = {name: float(value) for name, value in metrics.items()}
-            metrics["target_tokens"] = float(rows.target_mask.sum()) * jax.process_count()
+            metrics["target_tokens"] = float(all_processes(rows.target_mask.sum()).sum())
             metrics["tokens_per_second"] = metrics["target_tokens"] / (time.perf_counter() - began)
             return Advance(state, metrics, [], rows)
 
@@ -127,4 +127,4 @@ def _held_out(config, model) -> HeldOut | None:
     if not config.data.held_out:
         return None
     questions = Questions(config.data.held_out, model.tokenizer, config.data, "held_out")
-    return HeldOut(model.decoder, model.tokenizer, questions, make_rewards(config.reward), config.evaluation)
+    return HeldOut(model, questions, make_rewards(config.reward), config.evaluation)

@@ -5,7 +5,7 @@ from experiments.setup import Model, fresh_state, state_layout
 from experiments.sft import make_loss, packed_examples
 from jaxalign.data.order import Batches
 from jaxalign.data.packing import stack_rows
-from jaxalign.training.mesh import put_batch
+from jaxalign.training.mesh import spread
 from jaxalign.training.optimizers import make_optimizer
 from jaxalign.training.step import make_train_step
 
@@ -23,6 +23,6 @@ def warm_start(config, model: Model, session: Session):
     step = make_train_step(make_loss(model.decoder), optimizer, mesh=model.mesh, shardings=layout.shardings)
     state = fresh_state(config, model.read(), optimizer, layout)
     for position in range(options.steps):
-        state, metrics = step(state, put_batch(stack_rows(batches[position]), model.mesh))
+        state, metrics = step(state, spread(stack_rows(batches[position]), model.mesh))
     session.print(f"  warm start: {options.steps} supervised steps, loss {float(metrics['loss']):.3f} nats per token")
     return state.params

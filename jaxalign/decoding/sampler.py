@@ -21,6 +21,7 @@ import numpy as np
 from jaxalign.decoding.distribution import next_token
 from jaxalign.decoding.stop_strings import stop_table
 from jaxalign.errors import UserError
+from jaxalign.training.mesh import spread
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,10 +99,11 @@ class Sampler:
     config.max_positions, decode_params, prefill, decode, decode_logits and position_axis (of the
     cache's arrays, whose axis 0 are rows; 1 if the decoder does not say). slots: rows of the decode
     loop, at most; None gives each completion its own. tokenizer: needed for stop strings only (its
-    `token_bytes()`).
+    `token_bytes()`). mesh: prompts are spread over its data and fsdp axes; the results are then global
+    arrays, to be read by `jaxalign.training.mesh.gather` where there are several processes.
     """
 
-    def __init__(self, decoder, sampling: SamplingConfig, *, slots: int | None = None, tokenizer=None):
+    def __init__(self, decoder, sampling: SamplingConfig, *, slots: int | None = None, tokenizer=None, mesh=None):
         vocab = decoder.config.vocab_size
         if slots is not None and slots < 1:
             raise UserError(f"slots={slots} must be at least 1, or None for one slot per completion")
@@ -113,7 +115,7 @@ class Sampler:
                 )
         if sampling.stop_strings and tokenizer is None:
             raise UserError("stop_strings need the tokenizer; pass Sampler(..., tokenizer=...)")
-        self.decoder, self.sampling, self.slots = decoder, sampling, slots
+        self.decoder, self.sampling, self.slots, self._mesh = decoder, sampling, slots, mesh
         self._stop_table = None
         if sampling.stop_strings:
             self._stop_table = jnp.asarray(stop_table(sampling.stop_strings, tokenizer.token_bytes(), vocab))
@@ -145,19 +147,27 @@ class Sampler:
         self._check_lengths(np.asarray(prompt_lengths), width)
         if prompt_indices is None:
             prompt_indices = np.arange(count)
-        requests = count * samples_per_prompt
+        arrays = (
+            np.asarray(prompts, np.int32),
+            np.asarray(prompt_lengths, np.int32),
+            np.asarray(prompt_indices, np.uint32),
+        )
+        if self._mesh is not None:
+            arrays = spread(arrays, self._mesh, fill=True)  # what repeated prompts give is cut off below
+        requests = len(arrays[0]) * samples_per_prompt
         out = _rollout(
             self.decoder,
             self.sampling,
             requests if self.slots is None else min(self.slots, requests),
             samples_per_prompt,
             params,
-            jnp.asarray(prompts, jnp.int32),
-            jnp.asarray(prompt_lengths, jnp.int32),
-            jnp.asarray(prompt_indices, jnp.uint32),
+            *arrays,
             key,
             self._stop_table,
         )
+        if len(arrays[0]) > count:
+            rows = {"ids", "mask", "log_probs", "lengths", "truncated"}
+            out = {name: x[: count * samples_per_prompt] if name in rows else x for name, x in out.items()}
         return Completions(
             **out,
             temperature=float(self.sampling.temperature or 1.0),

@@ -57,7 +57,8 @@ def fit(
         skipped = metrics.get("skipped_in_a_row", 0)
         if skipped and skipped >= train.max_skipped_in_a_row:
             path = Path(workdir) / "skipped_batch.pkl"
-            path.write_bytes(pickle.dumps(jax.tree.map(np.asarray, batch)))
+            if jax.process_index() == 0:  # of several processes the first one's part
+                path.write_bytes(pickle.dumps(jax.tree.map(np.asarray, batch)))
             checkpointer.save(done, state, data_state(done))
             checkpointer.wait()
             raise UserError(

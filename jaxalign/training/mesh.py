@@ -7,12 +7,14 @@ program runs on one CPU device and on a pod.
 
 import glob
 import importlib.util
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import UserError
@@ -83,14 +85,90 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     local = max(batch_shards(mesh) // jax.process_count(), 1)
 
     def put(path, leaf):
-        if leaf.ndim == 0 or leaf.shape[0] % local:
-            raise UserError(
-                f"batch{jax.tree_util.keystr(path)} has shape {leaf.shape}: its rows must divide over "
-                f"{local} device(s) of (data, fsdp); change the batch size or the mesh"
-            )
+        _check_rows(path, leaf, local)
         return jax.make_array_from_process_local_data(sharding, leaf)
 
     return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def spread(batch: Any, mesh: Mesh, *, fill: bool = False) -> Any:
+    """Host arrays of the whole batch, equal in all processes -> global arrays sharded by `batch_sharding`.
+
+    fill: rows are repeated, in order, until they divide over the devices.
+
+    Raises:
+      UserError: without `fill`, the rows of an array do not divide over the devices.
+    """
+    shards = batch_shards(mesh)
+
+    def put(path, leaf):
+        leaf = np.asarray(leaf)
+        if fill:
+            leaf = leaf[np.resize(np.arange(len(leaf)), -(-len(leaf) // shards) * shards)]
+        _check_rows(path, leaf, shards)
+        return jax.make_array_from_callback(leaf.shape, batch_sharding(mesh), leaf.__getitem__)
+
+    return jax.tree_util.tree_map_with_path(put, batch)
+
+
+def _check_rows(path, leaf, shards: int) -> None:
+    if leaf.ndim == 0 or leaf.shape[0] % shards:
+        raise UserError(
+            f"batch{jax.tree_util.keystr(path)} has shape {leaf.shape}: its rows must divide over "
+            f"{shards} device(s) of (data, fsdp); change the batch size or the mesh"
+        )
+
+
+def gather(tree: Any) -> Any:
+    """Arrays on devices -> host arrays, whole and equal in all processes (all of which must call)."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def all_processes(array: Any) -> np.ndarray:
+    """A host array of each process, of equal shapes -> all of them, stacked in the order of the processes."""
+    if jax.process_count() == 1:
+        return np.asarray(array)[None]
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.process_allgather(np.asarray(array))
+
+
+def part_of_process(length: int) -> slice:
+    """This process's part of `length` things: contiguous, in the order of the processes, together all of them."""
+    count, index = jax.process_count(), jax.process_index()
+    return slice(length * index // count, length * (index + 1) // count)
+
+
+def join_parts(part: np.ndarray, length: int) -> np.ndarray:
+    """The rows that each process has for its `part_of_process` -> all `length` rows, in every process."""
+    room = -(-length // jax.process_count()) - len(part)
+    padded = np.pad(part, ((0, room), *((0, 0),) * (part.ndim - 1)))
+    parts = all_processes(padded)
+    sizes = [length * (i + 1) // len(parts) - length * i // len(parts) for i in range(len(parts))]
+    return np.concatenate([rows[:size] for rows, size in zip(parts, sizes, strict=True)])
+
+
+def check_agreement(what: str, value: Mapping[str, Any]) -> None:
+    """Raises UserError in every process unless `value` (of things that JSON can hold) is the same in all of them.
+
+    Processes that run different programs would wait for each other for ever.
+    """
+    text = np.frombuffer(json.dumps(dict(value), sort_keys=True, default=str).encode(), np.uint8)
+    room = int(all_processes(np.array(len(text))).max())
+    texts = all_processes(np.pad(text, (0, room - len(text)), constant_values=ord(" ")))
+    first, *others = (json.loads(row.tobytes()) for row in texts)
+    for index, other in enumerate(others, 1):
+        different = sorted(key for key in {*first, *other} if first.get(key) != other.get(key))
+        if different:
+            key = different[0]
+            raise UserError(
+                f"the processes of this run do not have the same {what}: {key} is {first.get(key)!r} in process 0 and "
+                f"{other.get(key)!r} in process {index}; start all with the same files and command"
+            )
 
 
 def _cluster_announces_itself() -> bool:

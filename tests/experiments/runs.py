@@ -2,8 +2,10 @@
 
 import json
 import os
+import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,6 +34,39 @@ def run(spec: str, workdir: Path, *overrides: str, devices: int = 1, timeout: fl
         check=False,
     )
     return Ended(done.returncode, done.stdout, done.stderr)
+
+
+def run_together(
+    spec: str, workdir: Path, *overrides: str, own: Sequence[Sequence[str]], devices: int, folders: Sequence[Path] = ()
+) -> list[Ended]:
+    """One run in as many processes as `own` has entries (the overrides of each alone), `devices` in each.
+
+    folders: the working directory of each, if not the repository.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    together = (f"--config.distributed.coordinator_address={address}", f"--config.distributed.num_processes={len(own)}")
+    processes = [
+        subprocess.Popen(
+            command(spec, workdir, *overrides, *together, f"--config.distributed.process_id={index}", *mine),
+            cwd=folders[index] if folders else ROOT,
+            env={
+                **os.environ,
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "PYTHONPATH": str(ROOT),
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for index, mine in enumerate(own)
+    ]
+    try:
+        return [Ended(process.wait(), *texts) for process in processes for texts in [process.communicate(timeout=300)]]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def rows(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:

@@ -13,8 +13,15 @@ CHANGES = {
 }
 
 
+def same_metrics(one, other):
+    for left, right in zip(runs.rows(one), runs.rows(other), strict=True):
+        for metric, value in left.items():
+            if not metric.endswith(("seconds", "tokens_per_second")):
+                assert right[metric] == pytest.approx(value, rel=2e-3, abs=2e-4), (left["step"], metric)
+
+
 @pytest.mark.parametrize("name", runs.SMALL)
-def test_eight_devices_equal_one(name, tmp_path):
+def test_eight_devices_in_one_process_and_in_two_equal_one(name, tmp_path):
     spec, overrides = runs.SMALL[name]
     overrides = (*overrides, *CHANGES[name], "--config.model.compute_dtype=float32", "--config.train.steps=2")
     one = runs.run(spec, tmp_path / "one", *overrides)
@@ -22,7 +29,47 @@ def test_eight_devices_equal_one(name, tmp_path):
     eight = runs.run(spec, tmp_path / "eight", *overrides, *MESH, devices=8)
     assert eight.code == 0, eight.err
     assert "mesh 2 data x 2 fsdp x 2 tensor" in eight.out
-    for left, right in zip(runs.rows(tmp_path / "one"), runs.rows(tmp_path / "eight"), strict=True):
-        for metric, value in left.items():
-            if not metric.endswith(("seconds", "tokens_per_second")):
-                assert right[metric] == pytest.approx(value, rel=2e-3, abs=2e-4), (left["step"], metric)
+    same_metrics(tmp_path / "one", tmp_path / "eight")
+    two = runs.run_together(spec, tmp_path / "two", *overrides, *MESH, own=[(), ()], devices=4)
+    assert [process.code for process in two] == [0, 0], [process.err for process in two]
+    assert "2 process(es)" in two[0].out
+    assert "finished" in two[0].out
+    assert "finished" not in two[1].out
+    same_metrics(tmp_path / "one", tmp_path / "two")
+
+    # What two processes saved goes on in one, on another mesh.
+    more = ("--config.train.steps=3", "--config.mesh.data=1", "--config.mesh.fsdp=4")
+    resumed = runs.run(spec, tmp_path / "two", *overrides, *more, devices=4)
+    assert resumed.code == 0, resumed.err
+    assert "resumed after step 2" in resumed.out
+
+
+def test_processes_with_different_configs_say_so(tmp_path):
+    spec, overrides = runs.SMALL["sft"]
+    own = [(), ("--config.optimizer.learning_rate=0.5",)]
+    ended = runs.run_together(spec, tmp_path, *overrides, own=own, devices=1)
+    for process in ended:
+        assert process.code == 2, process.err
+        assert "do not have the same config" in process.err
+        assert "optimizer.learning_rate" in process.err
+
+
+def test_processes_with_different_data_say_so(tmp_path):
+    spec, overrides = runs.SMALL["sft"]
+    files = []
+    for rows in (12, 16):
+        lines = [f'{{"prompt": "{a}+1=", "answer": "{a + 1}"}}\n' for a in range(rows)]
+        files.append(tmp_path / str(rows) / "data.jsonl")
+        files[-1].parent.mkdir()
+        files[-1].write_text("".join(lines))
+    own = []
+    for index, file in enumerate(files):  # the same path, but each host has its own file behind it
+        own.append(tmp_path / f"host{index}")
+        own[-1].mkdir()
+        (own[-1] / "data.jsonl").symlink_to(file)
+    overrides = (*overrides, "--config.data.source=data.jsonl", "--config.data.held_out=")
+    ended = runs.run_together(spec, tmp_path / "run", *overrides, own=[(), ()], devices=1, folders=own)
+    for process in ended:
+        assert process.code == 2, process.err
+        assert "do not have the same data" in process.err
+        assert "source_length" in process.err
