@@ -10,52 +10,10 @@ import optax
 from jax.sharding import Mesh
 
 from jaxalign.errors import UserError
-from jaxalign.objective import Objective, metric_means, safe_divide
-from jaxalign.objective import add as add_objectives
+from jaxalign.objective import metric_means, safe_divide
+from jaxalign.training.accumulation import CoupledLoss, LossFn, sums
 from jaxalign.training.mesh import batch_sharding, batch_shards, replicated
 from jaxalign.training.state import TrainState
-
-# loss_fn(params, batch, key, extra) -> Objective
-LossFn = Callable[[Any, Any, jax.Array, Any], Objective]
-
-
-def _sums(params, batch, key, extra, loss_fn: LossFn):
-    """(objective, gradient of its total), all sums in float32."""
-
-    def total(params):
-        objective = loss_fn(params, batch, key, extra)
-        objective = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), objective)
-        return objective.total, objective
-
-    (_, objective), gradients = jax.value_and_grad(total, has_aux=True)(params)
-    return objective, gradients
-
-
-def _accumulated_sums(params, batch, key, extra, loss_fn: LossFn, micro_batches: int):
-    """`_sums` of the whole batch, a micro-batch at a time.
-
-    Row r goes to micro-batch r % micro_batches. With the rows lying over devices in contiguous blocks
-    every device keeps its own rows, and nothing moves.
-    """
-
-    def split(leaf):
-        rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
-        return jnp.moveaxis(rows, 1, 0)
-
-    def body(carry, inputs):
-        index, rows = inputs
-        objective, gradients = _sums(params, rows, jax.random.fold_in(key, index), extra, loss_fn)
-        gradients = jax.tree.map(lambda a: a.astype(jnp.float32), gradients)
-        return (add_objectives(carry[0], objective), jax.tree.map(jnp.add, carry[1], gradients)), None
-
-    stacked = jax.tree.map(split, batch)
-    first = jax.tree.map(lambda leaf: leaf[0], stacked)
-    shape = jax.eval_shape(lambda rows: _sums(params, rows, key, extra, loss_fn)[0], first)
-    zeros = (
-        jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shape),
-        jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), params),
-    )
-    return jax.lax.scan(body, zeros, (jnp.arange(micro_batches), stacked))[0]
 
 
 def _check_batch(batch, micro_batches: int, shards: int) -> None:
@@ -76,7 +34,7 @@ def _train_step(
     state: TrainState,
     batch: Any,
     *,
-    loss_fn: LossFn,
+    loss_fn: LossFn | CoupledLoss,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
     shards: int = 1,
@@ -85,11 +43,7 @@ def _train_step(
     """The mathematics of `make_train_step`."""
     _check_batch(batch, micro_batches, shards)
     key = jax.random.fold_in(state.key, state.step)
-    if micro_batches == 1:
-        sums = _sums(state.params, batch, jax.random.fold_in(key, 0), state.extra, loss_fn)
-    else:
-        sums = _accumulated_sums(state.params, batch, key, state.extra, loss_fn, micro_batches)
-    objective, gradients = sums
+    objective, gradients = sums(loss_fn, state.params, batch, key, state.extra, micro_batches)
     if params_shardings is not None:  # summed over devices straight into the pieces each device owns
         gradients = jax.lax.with_sharding_constraint(gradients, params_shardings)
 
@@ -135,7 +89,7 @@ def _train_step(
 
 
 def make_train_step(
-    loss_fn: LossFn,
+    loss_fn: LossFn | CoupledLoss,
     optimizer: optax.GradientTransformation,
     *,
     mesh: Mesh | None = None,
@@ -148,6 +102,7 @@ def make_train_step(
     receives gradient. Every array of the batch has a leading batch axis. With several micro-batches the
     sums of losses, weights, metrics and gradients (float32) are accumulated and divided once by the
     weight of the whole batch, so the result is that of one batch; it holds a second set of gradients.
+    A loss whose rows interact is given as a `CoupledLoss`, and is exact in micro-batches too.
 
     If the loss or the norm of the gradient is not finite, parameters and optimizer state stay as they
     are, bit for bit, and the step is counted in `skipped` and `skipped_in_a_row`; `step` goes on. A

@@ -6,6 +6,7 @@ import pytest
 
 from jaxalign.errors import UserError
 from jaxalign.objective import Objective
+from jaxalign.training.accumulation import CoupledLoss, sums
 from jaxalign.training.mesh import make_mesh, put_batch
 from jaxalign.training.sharding import DECODER_RULES, Rule, shardings_for, state_shardings
 from jaxalign.training.state import abstract_state, create_state
@@ -64,6 +65,31 @@ def test_micro_batches_equal_the_whole_batch(micro_batches):
     parts, parts_metrics = split(start(optimizer), batch)
     close(parts.params, whole.params, atol=1e-6)
     close(parts_metrics, whole_metrics)
+
+
+def coupled_objective(outputs, batch, key, extra):
+    """Every pair of rows pulls together, weighted; a noise of the whole batch shows whether the key is the same."""
+    del extra
+    mask = batch["mask"].max(axis=1)
+    rows = outputs["mean"] + 0.1 * jax.random.normal(key, outputs["mean"].shape)
+    pairs = mask[:, None] * mask[None] * jnp.tanh(rows[:, None] - rows[None]) ** 2
+    return Objective(pairs.sum(), mask.sum() ** 2, {"mean": ((rows * mask).sum(), mask.sum())})
+
+
+def coupled_outputs(params, batch, key, extra):
+    del key, extra
+    return {"mean": (toy.predictions(params, batch["tokens"]) * batch["mask"]).sum(axis=1)}
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4])
+def test_rows_that_interact_are_exact_in_micro_batches(micro_batches):
+    loss_fn = CoupledLoss(coupled_outputs, coupled_objective)
+    batch = toy.batch(rows=8)
+    whole = jax.jit(lambda: sums(loss_fn, toy.params(), batch, jax.random.key(3), {}))()
+    parts = jax.jit(lambda: sums(loss_fn, toy.params(), batch, jax.random.key(3), {}, micro_batches))()
+    close(parts, whole, rtol=5e-5, atol=1e-5)
+    naive = jax.jit(lambda: sums(loss_fn.__call__, toy.params(), batch, jax.random.key(3), {}, micro_batches))()
+    assert abs(float(naive[0].total) - float(whole[0].total)) > 0.1  # without the cut it is another loss
 
 
 def test_micro_batches_add_exact_sums():

@@ -1,0 +1,107 @@
+"""Loss and gradient of a batch as sums, at once or a micro-batch at a time."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxalign.objective import Objective
+from jaxalign.objective import add as add_objectives
+
+# loss_fn(params, batch, key, extra) -> Objective, whose value for a batch is the sum of those of its parts
+LossFn = Callable[[Any, Any, jax.Array, Any], Objective]
+
+
+class CoupledLoss(NamedTuple):
+    """A loss in which the rows of a batch interact (contrastive pairs, batch statistics), cut where they meet.
+
+    outputs: (params, batch, key, extra) -> tree of arrays with the rows in front, each row from its own row alone.
+    objective: (outputs, batch, key, extra) -> Objective of all rows.
+
+    In micro-batches it is taken in two passes: the outputs of all micro-batches without gradient, the objective and
+    its gradient by the outputs once for the whole batch, then micro-batch by micro-batch the outputs again with that
+    gradient going backward. The result is that of one batch, for one more forward pass; what is held of the whole
+    batch are outputs only (Gao et al., arXiv 2101.06983).
+    """
+
+    outputs: Callable[[Any, Any, jax.Array, Any], Any]
+    objective: Callable[[Any, Any, jax.Array, Any], Objective]
+
+    def __call__(self, params, batch, key, extra) -> Objective:
+        return self.objective(self.outputs(params, batch, key, extra), batch, key, extra)
+
+
+def sums(loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches: int = 1) -> tuple[Objective, Any]:
+    """(objective, gradient of its total by `params`) of the whole batch, all sums in float32.
+
+    Row r goes to micro-batch r % micro_batches. With the rows lying over devices in contiguous blocks every device
+    keeps its own rows, and nothing moves. Micro-batch m is given the key fold_in(key, m); the objective of a
+    `CoupledLoss` is given fold_in(key, 0).
+    """
+    if micro_batches == 1:
+        return _value_and_gradient(lambda p: loss_fn(p, batch, jax.random.fold_in(key, 0), extra), params)
+    stacked = jax.tree.map(lambda leaf: _split(leaf, micro_batches), batch)
+    if isinstance(loss_fn, CoupledLoss):
+        return _in_two_passes(loss_fn, params, batch, stacked, key, extra, micro_batches)
+
+    def part(rows, index):
+        return _value_and_gradient(lambda p: loss_fn(p, rows, jax.random.fold_in(key, index), extra), params)
+
+    def body(carry, inputs):
+        objective, gradients = part(*inputs)
+        return (add_objectives(carry[0], objective), _add(carry[1], gradients)), None
+
+    first = jax.tree.map(lambda leaf: leaf[0], stacked)
+    shape = jax.eval_shape(lambda rows: part(rows, 0)[0], first)
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shape), _zeros_like(params)
+    return jax.lax.scan(body, zeros, (stacked, jnp.arange(micro_batches)))[0]
+
+
+def _in_two_passes(loss_fn: CoupledLoss, params, batch, stacked, key, extra, micro_batches: int):
+    indices = jnp.arange(micro_batches)
+
+    def outputs(params, rows, index):
+        return loss_fn.outputs(params, rows, jax.random.fold_in(key, index), extra)
+
+    pieces = jax.lax.map(lambda inputs: outputs(params, *inputs), (stacked, indices))
+    whole = jax.tree.map(_merge, pieces)
+    objective, cotangents = _value_and_gradient(
+        lambda given: loss_fn.objective(given, batch, jax.random.fold_in(key, 0), extra), whole
+    )
+
+    def body(gradients, inputs):
+        rows, index, cotangent = inputs
+        _, backward = jax.vjp(lambda p: outputs(p, rows, index), params)
+        return _add(gradients, backward(cotangent)[0]), None
+
+    parts = jax.tree.map(lambda leaf: _split(leaf, micro_batches), cotangents)
+    return objective, jax.lax.scan(body, _zeros_like(params), (stacked, indices, parts))[0]
+
+
+def _value_and_gradient(function: Callable[[Any], Objective], at) -> tuple[Objective, Any]:
+    def total(at):
+        objective = jax.tree.map(lambda a: jnp.asarray(a, jnp.float32), function(at))
+        return objective.total, objective
+
+    (_, objective), gradients = jax.value_and_grad(total, has_aux=True)(at)
+    return objective, gradients
+
+
+def _split(leaf, micro_batches: int):
+    """[rows, ...] -> [micro_batches, rows / micro_batches, ...]"""
+    rows = leaf.reshape(leaf.shape[0] // micro_batches, micro_batches, *leaf.shape[1:])
+    return jnp.moveaxis(rows, 1, 0)
+
+
+def _merge(leaf):
+    """The inverse of `_split`."""
+    return jnp.moveaxis(leaf, 0, 1).reshape(-1, *leaf.shape[2:])
+
+
+def _zeros_like(params):
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), params)
+
+
+def _add(sums, gradients):
+    return jax.tree.map(lambda a, b: a + b.astype(jnp.float32), sums, gradients)
