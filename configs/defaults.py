@@ -97,6 +97,7 @@ def base(name: str, experiment: str, steps: int) -> ml_collections.ConfigDict:
     config.name = name
     config.experiment = experiment  # the module experiments/<experiment>.py that runs this
     config.seed = 0
+    config.profile = ""  # steps to trace into <workdir>/profile: "3" or "3-5"
     config.model = model()
     config.optimizer = optimizer()
     config.mesh = mesh()

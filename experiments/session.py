@@ -22,6 +22,7 @@ from jaxalign.training import configuration, report
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.loop import Advance, fit
 from jaxalign.training.mesh import check_agreement, initialize_distributed
+from jaxalign.training.profiling import Profiler
 from jaxalign.training.progress import Progress, format_duration, process_started_at, startup_summary
 from jaxalign.training.signals import stop_on_signals
 from jaxalign.training.writers import CompletionsWriter, make_writer
@@ -140,10 +141,17 @@ class Session(contextlib.AbstractContextManager):
         if start < self.config.train.steps:  # what was measured after an earlier end is not what this run ends with
             for entry in self._evaluations.values():
                 entry.pop("after", None)
+        profiler = Profiler(self.config.profile, self.workdir / "profile")
+        self._cleanup.callback(profiler.close)
+
+        def traced(state, step: int) -> Advance:
+            with profiler.step(step + 1):
+                return advance(state, step)
+
         self._save_summary("running", start)
         state, done, self.stopped = fit(
             state,
-            advance,
+            traced,
             start=start,
             train=self.config.train,
             workdir=self.workdir,
@@ -185,6 +193,8 @@ class Session(contextlib.AbstractContextManager):
         self.print(f"  {status}: {done} steps, {elapsed} since the command was given")
         self.print(f"  report: {page}")
         self.print(f"  curves: tensorboard --logdir {shlex.quote(str(self.workdir / 'tensorboard'))}")
+        if (self.workdir / "profile").exists():
+            self.print(f"  trace: tensorboard --logdir {shlex.quote(str(self.workdir / 'profile'))}")
         for what, command in self._commands(done).items():
             self.print(f"  {what}: {command}")
 

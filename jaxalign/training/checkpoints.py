@@ -30,6 +30,7 @@ from jaxalign.training.sharding import path_name
 # how long it runs, on what, and what it reports.
 FREE_KEYS: tuple[str, ...] = (
     "workdir",
+    "profile",
     "mesh.*",
     "distributed.*",
     "logging.*",
