@@ -234,3 +234,27 @@ def untrained(config: ml_collections.ConfigDict) -> None:
     config.data.held_out = "arithmetic?split=held_out&operations=+&template={question}="
     config.data.chat = False
     config.evaluation.max_new_tokens = (4,)
+
+
+def arm(spec: str, *overrides: str) -> ml_collections.ConfigDict:
+    """One side of a comparison: FILE[:ARGUMENT] of experiments.run and overrides like "optimizer.learning_rate=0.1"."""
+    return ml_collections.ConfigDict({"config": spec, "overrides": overrides})
+
+
+def expectation(metric: str, arm: str, direction: str, against: str, by: float = 0.0) -> ml_collections.ConfigDict:
+    """What must be seen: the metric of `arm` is "higher" or "lower" than that of `against` by more than `by`."""
+    return ml_collections.ConfigDict(
+        {"metric": metric, "arm": arm, "direction": direction, "against": against, "by": by}
+    )
+
+
+def claim(name: str, statement: str, seeds: tuple[int, ...] = (0, 1, 2)) -> ml_collections.ConfigDict:
+    """A comparison for experiments.compare; its arms and expectations are added by name."""
+    config = ml_collections.ConfigDict()
+    config.name = name
+    config.statement = statement
+    config.seeds = seeds
+    config.last_steps = 10  # of a metric that is logged each step, the mean of so many last values is compared
+    config.arms = ml_collections.ConfigDict()
+    config.expectations = ml_collections.ConfigDict()
+    return config

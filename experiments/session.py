@@ -51,6 +51,7 @@ class Session(contextlib.AbstractContextManager):
         self.latest = max(self.checkpointer.steps(), default=None)
         self.checkpointer.check_config()
         self._evaluations: dict[str, dict] = {}
+        self._scores: dict[str, dict[str, list[float]]] = {}  # what the evaluations are means of
         self._facts: dict[str, str] = {}
         self._progress: Progress | None = None
         self._done = 0
@@ -92,6 +93,7 @@ class Session(contextlib.AbstractContextManager):
         check_data(restored.data_state)
         self.latest = restored.step
         summary = report.read_summary(self.workdir)
+        self._scores = report.read_scores(self.workdir)
         self._evaluations = {entry["name"]: entry for entry in summary.get("evaluations", [])}
         self.print(f"  resumed after step {restored.step} from {self.checkpointer.directory / str(restored.step)}")
         return restored.state, restored.step
@@ -170,7 +172,9 @@ class Session(contextlib.AbstractContextManager):
 
     def record(self, name: str, when: str, values: Sequence[float], unit: str | None = None) -> None:
         """Keeps an evaluation, "before" or "after": `values` one per question, rates unless `unit` says otherwise."""
-        interval = bootstrap_ci(jax.random.key(0), np.asarray(values))
+        values = np.asarray(values)
+        interval = bootstrap_ci(jax.random.key(0), values)
+        self._scores.setdefault(name, {})[when] = values.tolist()
         entry = self._evaluations.setdefault(name, {"name": name} | ({} if unit is None else {"unit": unit}))
         entry[when] = {"value": interval.mean, "count": len(values), "step": self._done if when == "after" else 0}
         if not interval.degenerate:
@@ -211,6 +215,7 @@ class Session(contextlib.AbstractContextManager):
     def _save_summary(self, status: str, done: int) -> None:
         if not self.is_main:
             return
+        report.write_scores(self.workdir, self._scores)
         report.write_summary(
             self.workdir,
             title=self.config.name,

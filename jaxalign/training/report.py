@@ -31,6 +31,7 @@ from jaxalign.training.progress import format_duration
 from jaxalign.training.writers import COMPLETIONS_FILE, METRICS_FILE, read_rows
 
 SUMMARY_FILE = "summary.json"
+SCORES_FILE = "scores.json"
 REPORT_FILE = "report.html"
 # Metrics shown first, in this order; the others follow in a fold.
 _FIRST = ("reward/mean", "loss", "kl", "entropy", "completion_length", "grad_norm")
@@ -54,15 +55,43 @@ def write_summary(workdir: str | Path, **entries: Any) -> None:
     """Adds `entries` to `summary.json`; an entry of the same name is replaced."""
     path = Path(workdir) / SUMMARY_FILE
     summary = read_summary(workdir) | entries
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(json.dumps(summary, indent=2), encoding="utf-8")
-    temporary.replace(path)
+    _write(path, json.dumps(summary, indent=2))
 
 
 def read_summary(workdir: str | Path) -> dict[str, Any]:
     """The entries of `summary.json`; {} where there is none."""
     path = Path(workdir) / SUMMARY_FILE
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def write_scores(workdir: str | Path, scores: Mapping[str, Mapping[str, Sequence[float]]]) -> None:
+    """Writes `scores.json`: by evaluation and moment ("before", "after") one number per question."""
+    _write(Path(workdir) / SCORES_FILE, json.dumps(scores))
+
+
+def read_scores(workdir: str | Path) -> dict[str, dict[str, list[float]]]:
+    """What `write_scores` wrote; {} where there is nothing."""
+    path = Path(workdir) / SCORES_FILE
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all."""
+    temporary = path.with_name(path.name + ".partial")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def page(title: str, sections: Sequence[str]) -> str:
+    """An HTML page in the style of the reports; empty sections are left out."""
+    style = resources.files("jaxalign.training").joinpath("report.css").read_text(encoding="utf-8")
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</main>\n</body>\n</html>\n"
+    )
 
 
 def write_report(workdir: str | Path) -> Path:
@@ -89,18 +118,8 @@ def write_report(workdir: str | Path) -> Path:
         _definitions("Environment", summary.get("environment", {})),
         _config(summary.get("config", {})),
     ]
-    style = resources.files("jaxalign.training").joinpath("report.css").read_text(encoding="utf-8")
-    page = (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>\n{style}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</main>\n</body>\n</html>\n"
-    )
     path = workdir / REPORT_FILE
-    temporary = path.with_name(path.name + ".partial")
-    temporary.write_text(page, encoding="utf-8")
-    temporary.replace(path)
+    _write(path, page(title, sections))
     return path
 
 

@@ -1,0 +1,274 @@
+"""Runs arms over seeds and says which is better, by how much, and how sure that is.
+
+  python -m experiments.compare --config=configs/claims/NAME.py
+  python -m experiments.compare --a=configs/mine.py --b=configs/grpo_qwen.py:tiny --metric=METRIC --seeds=0,1,2
+
+Flags:
+  --config=FILE[:ARGUMENT]   a claim: arms, seeds, metrics and what is expected (configs/claims)
+  --a=SPEC --b=SPEC          instead: two configs of experiments.run; a against b
+  --metric=NAME              with --a and --b: the name of an evaluation, or of a metric in metrics.jsonl
+  --seeds=0,1,2              seeds, in place of the claim's
+  --workdir=FOLDER           default runs/compare/<name>; finished runs there are not repeated
+  --record=FILE.json         also writes the result there (docs/claims keeps those of this project)
+  --config.KEY=VALUE         overrides one key of the claim
+
+Every run is `python -m experiments.run` in a process of its own, one after the other. Runs of one seed are paired:
+they see the same questions in the same order.
+"""
+
+import argparse
+import datetime
+import json
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxalign.errors import UserError, user_message
+
+
+class Run(NamedTuple):
+    """What one finished run gives a comparison."""
+
+    value: float
+    scores: list[float] | None  # by question, where the metric is an evaluation
+
+
+def read_metric(workdir: Path, metric: str, last_steps: int) -> Run:
+    """`metric` of a finished run: an evaluation after training, else the mean of its last logged values.
+
+    Raises UserError, with what there is: no such metric.
+    """
+    from jaxalign.training import report
+    from jaxalign.training.writers import METRICS_FILE, read_rows
+
+    evaluations = {e["name"]: e for e in report.read_summary(workdir).get("evaluations", [])}
+    if "after" in evaluations.get(metric, {}):
+        return Run(evaluations[metric]["after"]["value"], report.read_scores(workdir).get(metric, {}).get("after"))
+    rows = read_rows(workdir / METRICS_FILE)
+    values = [row[metric] for row in rows if row.get(metric) is not None]
+    if not values:
+        there = [*evaluations, *dict.fromkeys(name for row in rows for name in row)]
+        raise UserError(f"{workdir} has no metric {metric!r}; it has {', '.join(map(repr, there))}")
+    return Run(float(np.mean(values[-last_steps:])), None)
+
+
+def train(spec: str, overrides: Sequence[str], seed: int, workdir: Path) -> None:
+    """One run, unless it is finished already. Raises UserError if it fails."""
+    from jaxalign.training import report
+
+    command = [sys.executable, "-m", "experiments.run", f"--config={spec}", f"--workdir={workdir}"]
+    command += [f"--config.seed={seed}", *(f"--config.{text}" for text in overrides)]
+    if report.read_summary(workdir).get("status") == "finished":
+        print(f"  {workdir}: finished before", flush=True)
+        return
+    print(f"  {shlex.join(['python', *command[1:]])}", flush=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    began = time.perf_counter()
+    with open(workdir / "output.txt", "a") as output:
+        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
+    if done.returncode or report.read_summary(workdir).get("status") != "finished":
+        tail = " / ".join((workdir / "output.txt").read_text().splitlines()[-2:])
+        raise UserError(f"the run in {workdir} ended with code {done.returncode}: {tail} (all of it: output.txt there)")
+    print(f"    {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def judge(expectation, runs: dict[str, list[Run]]) -> dict[str, Any]:
+    """The paired difference arm - against over seeds, its interval, and what that says about the expectation.
+
+    The interval (95 %) is a bootstrap over questions, each averaged over seeds, where the metric has scores by question
+    and there are at least 3 seeds; else Student's t over seeds. The verdict is "holds" if the whole interval lies on
+    the expected side of `by`, "does not hold" if it lies on the other, else "not settled".
+    """
+    import jax
+
+    from jaxalign.evaluation.comparisons import paired_permutation
+    from jaxalign.evaluation.intervals import bootstrap_ci, seed_report
+
+    arm, against = runs[expectation.arm], runs[expectation.against]
+    differences = np.array([a.value - b.value for a, b in zip(arm, against, strict=True)])
+    seeds = seed_report(differences)
+    low, high, how = seeds.low, seeds.high, f"Student's t over {len(differences)} seed(s)"
+    by_question = [(a.scores, b.scores) for a, b in zip(arm, against, strict=True)]
+    if len(differences) >= 3 and all(a and b and len(a) == len(b) for a, b in by_question):
+        pairs = np.mean([np.subtract(a, b) for a, b in by_question], axis=0)
+        interval = bootstrap_ci(jax.random.key(0), pairs)
+        low, high = interval.low, interval.high
+        how = f"bootstrap over {len(pairs)} questions, averaged over {len(differences)} seeds"
+        p_value = paired_permutation(jax.random.key(1), pairs)
+    else:
+        p_value = paired_permutation(jax.random.key(1), differences)
+    sign = {"higher": 1, "lower": -1}[expectation.direction]
+    nearest, farthest = sorted(sign * bound for bound in (low, high))
+    if np.isnan(nearest):
+        verdict = "not settled (one seed)"
+    elif nearest > expectation.by:
+        verdict = "holds"
+    else:
+        verdict = "does not hold" if farthest < expectation.by else "not settled"
+    return {
+        "metric": expectation.metric,
+        "expected": f"{expectation.arm} {expectation.direction} than {expectation.against}"
+        + (f" by more than {expectation.by:g}" if expectation.by else ""),
+        "difference": float(differences.mean()),
+        "by_seed": differences.tolist(),
+        "low": float(low),
+        "high": float(high),
+        "interval": how,
+        "p_value": p_value,
+        "verdict": verdict,
+    }
+
+
+def check(claim) -> None:
+    """Refuses a claim that cannot be run, before anything is. Raises UserError."""
+    if not claim.seeds or len(set(claim.seeds)) < len(claim.seeds):
+        raise UserError(f"config.seeds={claim.seeds} must name at least one seed, each once")
+    for name, expectation in claim.expectations.items():
+        for key in ("arm", "against"):
+            if expectation[key] not in claim.arms:
+                raise UserError(
+                    f"config.expectations.{name}.{key}={expectation[key]!r} names no arm; arms are "
+                    f"{', '.join(claim.arms)}"
+                )
+        if expectation.direction not in ("higher", "lower"):
+            raise UserError(f"config.expectations.{name}.direction={expectation.direction!r}: use 'higher' or 'lower'")
+    from jaxalign.training import configuration
+
+    for arm in claim.arms.values():
+        config = configuration.load_config(arm.config)
+        configuration.apply_overrides(config, [f"--config.{text}" for text in arm.overrides])
+
+
+def compare(claim, workdir: Path, command: str) -> dict[str, Any]:
+    """Runs what is not there yet and returns the record. Raises UserError."""
+    from jaxalign.training.report import environment
+
+    check(claim)
+    metrics = dict.fromkeys(expectation.metric for expectation in claim.expectations.values())
+    found: dict[str, dict[str, list[Run]]] = {metric: {name: [] for name in claim.arms} for metric in metrics}
+    for seed in claim.seeds:
+        for name, arm in claim.arms.items():
+            place = workdir / name / f"seed{seed}"
+            train(arm.config, arm.overrides, seed, place)
+            for metric in metrics:
+                found[metric][name].append(read_metric(place, metric, claim.last_steps))
+    return {
+        "claim": claim.name,
+        "statement": claim.statement,
+        "command": command,
+        "date": datetime.date.today().isoformat(),
+        "seeds": list(claim.seeds),
+        "arms": {name: {"config": arm.config, "overrides": list(arm.overrides)} for name, arm in claim.arms.items()},
+        "values": {
+            metric: {name: [run.value for run in runs] for name, runs in arms.items()} for metric, arms in found.items()
+        },
+        "results": [judge(expectation, found[expectation.metric]) for expectation in claim.expectations.values()],
+        "environment": environment(),
+    }
+
+
+def table(record: dict[str, Any]) -> list[str]:
+    """Lines for people: every arm's values, every expectation's difference and verdict."""
+    lines = []
+    for metric, arms in record["values"].items():
+        lines.append(metric)
+        width = max(map(len, arms))
+        for name, values in arms.items():
+            shown = "  ".join(f"{value:.4g}" for value in values)
+            lines.append(f"  {name:<{width}}  mean {np.mean(values):.4g}   by seed  {shown}")
+    for result in record["results"]:
+        lines.append(f"{result['expected']} ({result['metric']}): {result['verdict']}")
+        lines.append(
+            f"  difference {result['difference']:+.4g} [{result['low']:+.4g}, {result['high']:+.4g}], "
+            f"{result['interval']}, p = {result['p_value']:.3g}"
+        )
+    return lines
+
+
+def write_page(record: dict[str, Any], path: Path) -> None:
+    """The record as an HTML page with the intervals drawn."""
+    from jaxalign.training import charts, report
+
+    rows = []
+    ends = [bound for r in record["results"] for bound in (r["low"], r["high"], 0.0) if np.isfinite(bound)]
+    for result in record["results"]:
+        drawn = [("after", result["difference"], result["low"], result["high"])] if np.isfinite(result["low"]) else []
+        plot = charts.interval_plot(drawn, min(ends), max(ends)) if drawn else ""
+        cells = [result["expected"], result["metric"], f"{result['difference']:+.4g}", result["verdict"]]
+        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells) + f"<td>{plot}</td>")
+    head = "".join(f"<th>{name}</th>" for name in ("expected", "metric", "difference", "verdict", "95 % interval"))
+    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    sections = [
+        f"<header><h1>{escape(record['claim'])}</h1><p class='lead'>{escape(record['statement'])}</p></header>",
+        f'<div class="card wide"><table><tr>{head}</tr>{body}</table></div>',
+        f'<h2>Values</h2><div class="card"><pre>{escape(chr(10).join(table(record)))}</pre></div>',
+        f'<h2>Command</h2><div class="card"><pre>{escape(record["command"])}</pre></div>',
+    ]
+    path.write_text(report.page(record["claim"], sections), encoding="utf-8")
+
+
+def claim_of(arguments: argparse.Namespace, overrides: Sequence[str]):
+    """The claim that the command line names. Raises UserError."""
+    from configs import defaults
+    from jaxalign.training import configuration
+
+    if arguments.config:
+        claim = configuration.load_config(arguments.config)
+        if "arms" not in claim:
+            raise UserError(f"{arguments.config} is no claim: it has no arms (see configs/claims, or use --a and --b)")
+    else:
+        if not (arguments.a and arguments.b and arguments.metric):
+            raise UserError("give --config=FILE of a claim, or --a=SPEC --b=SPEC --metric=NAME (--help explains)")
+        claim = defaults.claim("a_against_b", f"{arguments.a} against {arguments.b}")
+        claim.arms.a, claim.arms.b = defaults.arm(arguments.a), defaults.arm(arguments.b)
+        claim.expectations.a_higher = defaults.expectation(arguments.metric, "a", "higher", "b")
+    configuration.apply_overrides(claim, overrides)
+    if arguments.seeds:
+        if not all(text.strip().isdigit() for text in arguments.seeds.split(",")):
+            raise UserError(f"--seeds={arguments.seeds} must be numbers with commas between, e.g. 0,1,2")
+        claim.seeds = tuple(int(text) for text in arguments.seeds.split(","))
+    return claim
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    argv = sys.argv[1:] if argv is None else argv
+    parser = argparse.ArgumentParser(
+        prog="experiments.compare", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    for flag in ("config", "a", "b", "metric", "seeds", "workdir", "record"):
+        parser.add_argument(f"--{flag}", help=argparse.SUPPRESS)
+    overrides = [text for text in argv if text.startswith("--config.")]
+    arguments = parser.parse_args([text for text in argv if text not in overrides])
+    try:
+        claim = claim_of(arguments, overrides)
+        workdir = Path(arguments.workdir or f"runs/compare/{claim.name}")
+        print(f"{claim.name}: {len(claim.arms)} arms x {len(claim.seeds)} seed(s) in {workdir}", flush=True)
+        record = compare(claim, workdir, shlex.join(["python", "-m", "experiments.compare", *argv]))
+        for path in filter(None, (workdir / "comparison.json", arguments.record)):
+            Path(path).parent.mkdir(parents=True, exist_ok=True)
+            Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+        write_page(record, workdir / "comparison.html")
+    except KeyboardInterrupt:
+        print("experiments.compare: interrupted; the same command goes on", file=sys.stderr)
+        return 130
+    except Exception as error:
+        message = user_message(error)
+        if message is None:
+            raise
+        print(f"experiments.compare: error: {message}", file=sys.stderr)
+        return 2
+    print()
+    print("\n".join(f"  {line}" for line in table(record)))
+    print(f"  record: {workdir / 'comparison.json'}, page: {workdir / 'comparison.html'}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

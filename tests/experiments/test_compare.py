@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+
+from configs import defaults
+from experiments import compare
+from experiments.compare import Run
+from jaxalign.errors import UserError
+from tests.experiments import runs
+
+
+def expect(direction="higher", by=0.0):
+    return defaults.expectation("m", "a", direction, "b", by)
+
+
+def seeds(values, questions=None, spread=0.0):
+    """A run for each value; with `questions`, scores of that mean."""
+    random = np.random.default_rng(0)
+    if questions is None:
+        return [Run(value, None) for value in values]
+    noise = spread * random.normal(size=questions)
+    return [Run(value, (value + noise - noise.mean()).tolist()) for value in values]
+
+
+def test_a_clear_difference_holds_and_its_opposite_does_not():
+    runs_ = {"a": seeds([0.8, 0.82, 0.81]), "b": seeds([0.5, 0.53, 0.51])}
+    found = compare.judge(expect(), runs_)
+    assert found["verdict"] == "holds"
+    assert found["difference"] == pytest.approx(0.2967, abs=1e-4)
+    # Student's t with 2 degrees of freedom: mean +- 4.3027 s / sqrt(3).
+    differences = np.array([0.3, 0.29, 0.3])
+    half = 4.302653 * differences.std(ddof=1) / 3**0.5
+    assert [found["low"], found["high"]] == pytest.approx([differences.mean() - half, differences.mean() + half])
+    assert compare.judge(expect("lower"), runs_)["verdict"] == "does not hold"
+    assert compare.judge(expect(by=0.4), runs_)["verdict"] == "does not hold"
+    assert compare.judge(expect(by=0.29), runs_)["verdict"] == "not settled"
+
+
+def test_what_seeds_disagree_about_is_not_settled():
+    found = compare.judge(expect(), {"a": seeds([0.8, 0.4, 0.6]), "b": seeds([0.5, 0.6, 0.5])})
+    assert found["verdict"] == "not settled"
+    assert found["low"] < 0 < found["high"]
+
+
+def test_one_seed_settles_nothing():
+    found = compare.judge(expect(), {"a": seeds([0.9]), "b": seeds([0.1])})
+    assert found["verdict"] == "not settled (one seed)"
+
+
+def test_scores_by_question_are_paired():
+    """Questions that differ much from one another, but equally in both arms: only the differences count."""
+    arms = {"a": seeds([0.6, 0.6, 0.6], 50, spread=1.0), "b": seeds([0.5, 0.5, 0.5], 50, spread=1.0)}
+    found = compare.judge(expect(), arms)
+    assert "50 questions" in found["interval"]
+    assert [found["low"], found["high"]] == pytest.approx([0.1, 0.1])
+    assert found["verdict"] == "holds"
+    assert compare.judge(expect(), {name: runs_[:2] for name, runs_ in arms.items()})["interval"].startswith("Student")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda c: c.update(seeds=(1, 1)), r"config\.seeds=\(1, 1\)"),
+        (lambda c: c.expectations.lower.update(arm="x"), r"lower\.arm='x' names no arm; arms are trained, untrained"),
+        (lambda c: c.expectations.lower.update(direction="up"), "use 'higher' or 'lower'"),
+        (lambda c: c.arms.trained.update(overrides=("no.such=1",)), "no.such"),
+        (lambda c: c.arms.trained.update(config="configs/nothing.py"), "nothing.py"),
+    ],
+)
+def test_a_claim_that_cannot_be_run_is_refused_before_anything_runs(change, message, tmp_path):
+    from configs.claims import sft_learns
+
+    claim = sft_learns.get_config()
+    change(claim)
+    with pytest.raises(UserError, match=message):
+        compare.compare(claim, tmp_path / "work", "")
+    assert not (tmp_path / "work").exists()
+
+
+def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
+    overrides = runs.SMALL["sft"][1]
+    copies = []
+    for name, rate in (("fast", 3e-3), ("still", 0.0)):
+        copies.append(tmp_path / f"{name}.py")
+        lines = ["import ml_collections", "from configs import sft_arithmetic", "def get_config():"]
+        lines += ["    config = sft_arithmetic.get_config('tiny')", f"    config.optimizer.learning_rate = {rate}"]
+        for override in overrides:
+            key, value = override.removeprefix("--config.").split("=")
+            lines.append(f"    config.{key} = {value}")
+        copies[-1].write_text("\n".join([*lines, "    return config", ""]))
+    command = [f"--a={copies[0]}", f"--b={copies[1]}", "--metric=loss", "--seeds=0,1", "--config.last_steps=1"]
+    command += [f"--workdir={tmp_path / 'work'}", f"--record={tmp_path / 'record.json'}"]
+    assert compare.main(command) == 0
+    out = capsys.readouterr().out
+    assert out.count("python -m experiments.run") == 4
+    record = json.loads((tmp_path / "record.json").read_text())
+    assert record["results"][0]["difference"] < -0.05
+    assert record["values"]["loss"]["a"] == [
+        runs.rows(tmp_path / "work" / "a" / f"seed{seed}")[-1]["loss"] for seed in (0, 1)
+    ]
+    assert {"jax", "Python"} <= set(record["environment"])
+    assert "<svg" in (tmp_path / "work" / "comparison.html").read_text()
+    assert compare.main(command) == 0
+    assert capsys.readouterr().out.count("finished before") == 4
+
+    metric = "held-out solve rate, greedy, 4 new tokens"
+    assert compare.main([*command[:2], f"--metric={metric}", *command[3:]]) == 0
+    assert compare.main([*command[:2], "--metric=los", *command[3:]]) == 2
+    assert "has no metric 'los'; it has 'held-out solve rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "--config=FILE of a claim, or --a=SPEC"),
+        (["--config=configs/grpo_qwen.py:tiny"], "is no claim"),
+        (["--config=configs/claims/sft_learns.py", "--seeds=x"], "--seeds=x must be numbers"),
+    ],
+)
+def test_what_is_missing_is_said(arguments, message, capsys):
+    assert compare.main(arguments) == 2
+    assert message in capsys.readouterr().err
