@@ -63,18 +63,16 @@ def worlds(preference: Preference) -> str:
     return aligned(rows) + f"({left_out} more are excluded)\n" * bool(left_out)
 
 
-@warnings.catch_warnings()
-def example(preference: Preference, link: Link, beta: float) -> str:
+def example(structure: Structure, link: Link, beta: float) -> str:
     """The loss of the pairs of `EXAMPLE`, one by one, and its gradient."""
     import jax
     import jax.numpy as jnp
 
-    warnings.simplefilter("ignore", UserWarning)  # said already when the formula was compiled
-    names = list(dict.fromkeys(name.rstrip("'") for name in ("chosen", "rejected", *preference.variables)))
+    names = list(dict.fromkeys(name.rstrip("'") for name in ("chosen", "rejected", *structure.variables)))
     arrays = {name: jnp.asarray(EXAMPLE.get(name, (-1.0, -1.0, -1.0))) for name in names}
 
     def total(arrays: dict[str, Any], row: int) -> tuple[Any, Any]:
-        objective = symbolic_loss(formula=preference, mask=jnp.arange(3) == row, link=link, beta=beta, **arrays)
+        objective = symbolic_loss(formula=structure, mask=jnp.arange(3) == row, link=link, beta=beta, **arrays)
         return objective.total, objective.metrics["margin"][0] / beta
 
     rows = [(*names, "log-ratio", "loss", "d loss / d chosen", "d loss / d rejected")]
@@ -99,7 +97,7 @@ def description(title: str, structure: Structure, preference: Preference, link: 
         fields.append(("known as", ", ".join(same)))
     if note:
         fields.append(("note", note))
-    parts = [aligned(fields), worlds(preference), example(preference, link, beta)]
+    parts = [aligned(fields), worlds(preference), example(structure, link, beta)]
     return "\n".join(parts)
 
 

@@ -23,6 +23,7 @@ from jaxalign.losses.value import value_loss
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
+from tests import contract_cases_symbolic
 
 TIME, VOCABULARY, WIDTH, GROUP = 6, 11, 4, 4
 
@@ -190,6 +191,7 @@ CASES: dict[str, Builder] = {
     # Not methods of the table:
     "policy_loss with every option": every_option,
     "value_loss": value_regression,
+    **contract_cases_symbolic.cases(token_case),
 }
 
 

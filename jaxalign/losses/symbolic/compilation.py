@@ -28,20 +28,9 @@ def compile_structure(formula: str | Structure | Preference, *, allow_degenerate
       ValueError: nothing wins, so that the loss is infinite, unless `allow_degenerate`; nothing wins and nothing loses;
         no variable is named.
     """
-    if isinstance(formula, Preference):
-        _check_degenerate(formula, f"the preference over ({', '.join(formula.variables)})", allow_degenerate)
-        return formula
-    return _compiled(formula, allow_degenerate)
-
-
-@functools.lru_cache(maxsize=1024)
-def _compiled(formula: str | Structure, allow_degenerate: bool) -> Preference:
-    preference = preference_of(parse_structure(formula) if isinstance(formula, str) else formula)
-    _check_degenerate(preference, f"'{formula}'", allow_degenerate)
-    return preference
-
-
-def _check_degenerate(preference: Preference, name: str, allow_degenerate: bool) -> None:
+    given = isinstance(formula, Preference)
+    preference = formula if isinstance(formula, Preference) else _compiled(formula)
+    name = f"the preference over ({', '.join(preference.variables)})" if given else f"'{formula}'"
     if not preference.variables:
         raise ValueError(f"{name} names no prediction, so that there is nothing to train")
     wins, loses = any(preference.winning), any(preference.losing)
@@ -50,9 +39,15 @@ def _check_degenerate(preference: Preference, name: str, allow_degenerate: bool)
     if not wins and not allow_degenerate:
         raise ValueError(f"nothing wins by {name}: the loss is infinite everywhere; weaken the formula")
     if wins and not loses:
-        warnings.warn(f"nothing loses by {name}: the loss is 0 and trains nothing", stacklevel=4)
-    elif preference.winning == preference.losing:
-        warnings.warn(f"the same wins and loses by {name}: the loss is constant and trains nothing", stacklevel=4)
+        warnings.warn(f"nothing loses by {name}: the loss is 0 and trains nothing", stacklevel=3)
+    if preference.winning == preference.losing:
+        warnings.warn(f"the same wins and loses by {name}: the loss is constant and trains nothing", stacklevel=3)
+    return preference
+
+
+@functools.lru_cache(maxsize=1024)
+def _compiled(formula: str | Structure) -> Preference:
+    return preference_of(parse_structure(formula) if isinstance(formula, str) else formula)
 
 
 def log_ratio(preference: Preference, log_probs: dict[str, jax.Array]) -> jax.Array:
