@@ -17,26 +17,11 @@ import jax.numpy as jnp
 from jaxalign.errors import UserError
 from jaxalign.objective import safe_divide
 from jaxalign.rewards import statistics
+from jaxalign.rewards.groups import constants, grouped
+from jaxalign.rewards.median import median_advantages
 
 Scale = Literal["group", "batch", "none"]
 Combination = Literal["sum", "normalise_each"]
-
-
-def _constants(rewards: jax.Array) -> jax.Array:
-    rewards = jax.lax.stop_gradient(jnp.asarray(rewards))
-    return rewards.astype(jnp.promote_types(jnp.float32, rewards.dtype))
-
-
-def _groups(rewards: jax.Array, group_size: int) -> jax.Array:
-    """[B] as [P, G]."""
-    chex.assert_rank(rewards, 1)
-    rewards = _constants(rewards)
-    if group_size < 1 or rewards.shape[0] % group_size:
-        raise UserError(
-            f"group_size={group_size} does not divide the {rewards.shape[0]} rewards of the batch; "
-            "every prompt needs the same number of completions"
-        )
-    return rewards.reshape(-1, group_size)
 
 
 def group_advantages(
@@ -66,7 +51,7 @@ def group_advantages(
 
     GRPO: arXiv 2402.03300, section 4.1.2; Dr. GRPO: arXiv 2503.20783, section 3.2.
     """
-    groups = _groups(rewards, group_size)
+    groups = grouped(rewards, group_size)
     if scale not in get_args(Scale):
         raise UserError(f"scale={scale!r} of group advantages is not known; choose one of {get_args(Scale)}")
     scorable = ~jnp.isnan(groups)
@@ -102,7 +87,7 @@ def leave_one_out_advantages(
     RLOO: arXiv 2402.14740; the estimator is that of Kool et al., "Buy 4 REINFORCE samples, get a baseline
     for free!" (2019).
     """
-    groups = _groups(rewards, group_size)
+    groups = grouped(rewards, group_size)
     scorable = ~jnp.isnan(groups)
     count = scorable.sum(axis=1, keepdims=True).astype(groups.dtype)
     result = statistics.deviations(groups, scorable) * safe_divide(count, count - 1)
@@ -139,7 +124,7 @@ def baseline_advantages(
     REINFORCE: R. J. Williams, Machine Learning 8 (1992), equation 11.
     """
     chex.assert_rank(rewards, 1)
-    values = _constants(rewards)
+    values = constants(rewards)
     scorable = ~jnp.isnan(values)
     if not isinstance(baseline, str):
         b = jnp.asarray(baseline, values.dtype)
@@ -156,7 +141,7 @@ def batch_mean_advantages(
     rewards: jax.Array, group_size: int, *, whiten: bool = False, ddof: int = 1, epsilon: float = 1e-8
 ) -> jax.Array:
     """`baseline_advantages` with the mean of the batch, which knows no groups; G must divide B all the same."""
-    values = _groups(rewards, group_size).reshape(-1)
+    values = grouped(rewards, group_size).reshape(-1)
     return baseline_advantages(values, "batch_mean", whiten=whiten, ddof=ddof, epsilon=epsilon)
 
 
@@ -164,6 +149,7 @@ ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "group": group_advantages,
     "leave_one_out": leave_one_out_advantages,
     "batch_mean": batch_mean_advantages,
+    "median": median_advantages,
 }
 
 
@@ -189,7 +175,7 @@ def groups_with_signal(rewards: jax.Array, group_size: int) -> jax.Array:
     The others have zero advantage everywhere; DAPO samples them anew (arXiv 2503.14476, equation 11).
     UserError if G does not divide B.
     """
-    groups = _groups(rewards, group_size)
+    groups = grouped(rewards, group_size)
     return ~statistics.all_equal(groups, ~jnp.isnan(groups))[:, 0]
 
 
@@ -231,8 +217,8 @@ def combine_rewards(
         raise UserError(f"{weights.shape[0]} weights are given for {rewards.shape[1]} rewards")
     if how not in get_args(Combination):
         raise UserError(f"how={how!r} of combining rewards is not known; choose one of {get_args(Combination)}")
-    _groups(rewards[:, 0], group_size)
-    values = _constants(rewards)
+    grouped(rewards[:, 0], group_size)
+    values = constants(rewards)
     scorable = ~jnp.isnan(values)
     if how == "normalise_each":
         columns = [

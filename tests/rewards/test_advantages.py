@@ -88,9 +88,12 @@ def test_equal_rewards_give_exact_zeros(kind, dtype):
     for value in (0.1, 1 / 3, 1e6 + 0.1, 0, -7):
         rewards = np.full(12, value).astype(dtype)
         np.testing.assert_array_equal(advantages(kind, rewards, 3), np.zeros(12))
-    options = {"batch_mean": {"whiten": True}, "leave_one_out": {"standardise": True, "epsilon": 0.0}}.get(
-        kind, {"scale": "batch", "epsilon": 0.0}
-    )
+    options = {
+        "batch_mean": {"whiten": True},
+        "group": {"scale": "batch", "epsilon": 0.0},
+        "leave_one_out": {"standardise": True, "epsilon": 0.0},
+        "median": {"scale": "mad", "epsilon": 0.0},
+    }[kind]
     np.testing.assert_array_equal(advantages(kind, np.full(12, 0.1, np.float32), 3, **options), np.zeros(12))
 
 
@@ -219,8 +222,8 @@ def test_a_group_size_that_does_not_divide_is_named_when_tracing():
 
 def test_unknown_kinds_and_options_are_named():
     rewards = jnp.zeros(4)
-    with pytest.raises(UserError, match=r"kind 'median' are not known; choose from batch_mean, group, leave_one_out"):
-        advantages("median", rewards, 2)
+    with pytest.raises(UserError, match=r"kind 'mode' are not known; choose from batch_mean, group, leave"):
+        advantages("mode", rewards, 2)
     with pytest.raises(UserError, match="have no option 'scale'; they have standardise, epsilon"):
         advantages("leave_one_out", rewards, 2, scale="none")
     with pytest.raises(UserError, match="scale='std'"):
