@@ -59,18 +59,18 @@ def choose_arms(values: np.ndarray, counts: np.ndarray, arms: Sequence[int], tot
 
     GDRO: arXiv 2601.19280.
     """
-    counts, arms = np.asarray(counts), np.asarray(arms)
-    if values.shape != (len(counts), len(arms)) or not counts.sum() or arms.min() < 1:
-        raise ValueError(f"values {values.shape} for {len(counts)} classes with {counts.sum()} prompts and arms {arms}")
+    counts, numbers = np.asarray(counts), np.asarray(arms)
+    if values.shape != (len(counts), len(numbers)) or not counts.sum() or numbers.min() < 1:
+        raise ValueError(f"values {values.shape} for {len(counts)} classes with {counts.sum()} prompts and arms {numbers}")
     chosen = np.asarray(values).argmax(axis=1)
-    largest = int(counts.sum() * arms.max())
+    largest = int(counts.sum() * numbers.max())
     best = np.full(largest + 1, -np.inf)
     best[0] = 0
     steps = []
     present = np.flatnonzero(counts)
     for index in present:
-        reached = np.full((len(arms), largest + 1), -np.inf)
-        for arm, number in enumerate(arms):
+        reached = np.full((len(numbers), largest + 1), -np.inf)
+        for arm, number in enumerate(numbers):
             used = int(counts[index] * number)
             reached[arm, used:] = best[: largest + 1 - used] + values[index, arm]
         steps.append(reached.argmax(axis=0))
@@ -82,7 +82,7 @@ def choose_arms(values: np.ndarray, counts: np.ndarray, arms: Sequence[int], tot
     met = used == total
     for index, step in zip(present[::-1], steps[::-1], strict=True):
         chosen[index] = step[used]
-        used -= int(counts[index] * arms[chosen[index]])
+        used -= int(counts[index] * numbers[chosen[index]])
     return chosen, met
 
 
