@@ -61,7 +61,9 @@ def choose_arms(values: np.ndarray, counts: np.ndarray, arms: Sequence[int], tot
     """
     counts, numbers = np.asarray(counts), np.asarray(arms)
     if values.shape != (len(counts), len(numbers)) or not counts.sum() or numbers.min() < 1:
-        raise ValueError(f"values {values.shape} for {len(counts)} classes with {counts.sum()} prompts and arms {numbers}")
+        raise ValueError(
+            f"values {values.shape} for {len(counts)} classes with {counts.sum()} prompts and arms {numbers}"
+        )
     chosen = np.asarray(values).argmax(axis=1)
     largest = int(counts.sum() * numbers.max())
     best = np.full(largest + 1, -np.inf)
