@@ -6,6 +6,7 @@ import jax.numpy as jnp
 
 from jaxalign.losses.aggregation import masked, sum_type, token_means, where_counted
 from jaxalign.objective import Objective, safe_divide
+from jaxalign.rewards.reference_answer import reference_weights
 
 
 def grao_loss(
@@ -13,43 +14,56 @@ def grao_loss(
     mask: jax.Array,
     reference_answer_log_probs: jax.Array,
     reference_answer_mask: jax.Array,
-    weights: jax.Array,
-    reference_weight: jax.Array,
+    advantages: jax.Array,
+    reference_advantage: jax.Array,
+    *,
+    imitation: float = 0.5,
+    alignment: float = 0.6,
+    clamp_reference: bool = True,
 ) -> Objective:
     """-(sum_i w_i J(o_i) + w_y J(y)), a mean over prompts, with J the mean log-prob of the tokens that count.
 
-    No ratio, no clip, no KL: for completions of the policy itself, used once. Gradient flows into both log-probs.
-    An empty completion or reference answer has J = 0. A prompt with neither is absent.
+    The weights are those of `jaxalign.rewards.reference_answer.reference_weights`: exploration, imitation and the
+    alignment regulariser, collected by log-likelihood. No ratio, no clip, no KL: for completions of the policy itself,
+    used once. Gradient flows into both log-probs. An empty completion or reference answer has J = 0. A prompt with
+    neither is absent.
 
     Args:
       log_probs: [P, G, T] in nats, of own completions.
       mask: [P, G, T], 1 = counts.
       reference_answer_log_probs: [P, R] of the reference answer under the CURRENT policy.
       reference_answer_mask: [P, R].
-      weights: [P, G], reference_weight: [P], from `jaxalign.rewards.reference_answer.reference_weights`; constants.
+      advantages: [P, G], reference_advantage: [P]; constants.
+      imitation, alignment, clamp_reference: of `reference_weights`.
 
     Returns:
       An Objective with the means over prompts: loss_own and loss_reference (the two parts of the loss),
       reference_weight, reference_weight_negative (how often it is), reference_log_prob (J(y)).
 
-    GRAO: arXiv 2508.07750, the objective with its terms collected by log-likelihood.
+    GRAO: arXiv 2508.07750.
     """
     mask, reference_answer_mask = jnp.asarray(mask), jnp.asarray(reference_answer_mask)
     chex.assert_rank([log_probs, mask, reference_answer_log_probs, reference_answer_mask], [3, 3, 2, 2])
     chex.assert_equal_shape([log_probs, mask])
     chex.assert_equal_shape([reference_answer_log_probs, reference_answer_mask])
-    chex.assert_shape(weights, log_probs.shape[:2])
-    chex.assert_shape(reference_weight, log_probs.shape[:1])
+    chex.assert_shape(advantages, log_probs.shape[:2])
+    chex.assert_shape(reference_advantage, log_probs.shape[:1])
     dtype = jnp.promote_types(sum_type(log_probs), sum_type(reference_answer_log_probs))
 
     def likelihood(log_probs, mask):
         log_probs = where_counted(log_probs, mask, dtype)
         return safe_divide(masked(log_probs, mask).sum(-1), mask.astype(dtype).sum(-1))
 
-    counts = mask.any(axis=2)
-    present = counts.any(axis=1) | reference_answer_mask.any(axis=1)
-    own_weights = jax.lax.stop_gradient(where_counted(weights, counts, dtype))
-    y_weight = jax.lax.stop_gradient(where_counted(reference_weight, reference_answer_mask.any(axis=1), dtype))
+    answered = reference_answer_mask.any(axis=1)
+    present = mask.any(axis=(1, 2)) | answered
+    own_weights, y_weight = reference_weights(
+        where_counted(advantages, present[:, None], dtype),
+        where_counted(reference_advantage, present, dtype),
+        imitation=imitation,
+        alignment=alignment,
+        clamp_reference=clamp_reference,
+    )
+    own_weights, y_weight = jax.lax.stop_gradient((own_weights, y_weight * answered))
     y_likelihood = likelihood(reference_answer_log_probs, reference_answer_mask)
     own = -(own_weights * likelihood(log_probs, mask)).sum(axis=1)
     reference = -y_weight * y_likelihood

@@ -19,6 +19,7 @@ from jaxalign.objective import safe_divide
 from jaxalign.rewards import statistics
 from jaxalign.rewards.groups import constants, grouped
 from jaxalign.rewards.median import median_advantages
+from jaxalign.rewards.reference_answer import reference_advantages
 
 Scale = Literal["group", "batch", "none"]
 Combination = Literal["sum", "normalise_each"]
@@ -150,6 +151,7 @@ ADVANTAGES: dict[str, Callable[..., jax.Array]] = {
     "leave_one_out": leave_one_out_advantages,
     "batch_mean": batch_mean_advantages,
     "median": median_advantages,
+    "reference": reference_advantages,
 }
 
 

@@ -6,42 +6,43 @@ import jax.numpy as jnp
 
 from jaxalign.objective import safe_divide
 from jaxalign.rewards import statistics
-from jaxalign.rewards.groups import constants
+from jaxalign.rewards.groups import grouped
 
 
 def reference_advantages(
-    rewards: jax.Array, reference_reward: jax.Array, *, include_reference: bool = True, epsilon: float = 1e-8
-) -> tuple[jax.Array, jax.Array]:
-    """A = (R - mean) / (std + epsilon) of G completions and of the reference answer y; std with ddof 0.
+    rewards: jax.Array, group_size: int, *, include_reference: bool = True, epsilon: float = 1e-8
+) -> jax.Array:
+    """A = (R - mean) / (std + epsilon) of completions and of the reference answer y, the LAST of each group; ddof 0.
 
-    With `include_reference` mean and std are those of the G + 1 members; without it (equation 4 taken literally) those
-    of the G completions, so that a group that all loses against the reference teaches nothing. A group without any
-    spread gives zeros for all.
+    With `include_reference` mean and std are those of all members; without it (equation 4 taken literally) those of
+    the policy's own completions, so that a group that all loses against the reference teaches nothing. A group
+    without any spread gives zeros for all.
 
     Args:
-      rewards: [P, G], for example -1, 0, 1 for losing, tying, winning against y; NaN = not scorable, left out.
-      reference_reward: [P]: R(y, y), 0 for such a judge.
+      rewards: [B], groups next to each other, for example -1, 0, 1 for losing, tying, winning against y and 0 for y
+        itself; NaN = not scorable, left out.
+      group_size: members of a group, own completions and y; divides B.
       include_reference: see above.
       epsilon: in units of reward.
 
     Returns:
-      (A [P, G], A_y [P]), constants.
+      [B] advantages, constants.
+
+    Raises:
+      UserError: the group size does not divide B.
 
     GRAO: arXiv 2508.07750. That y belongs to the group, and the zeros, are read into the paper.
     """
-    chex.assert_rank([rewards, reference_reward], [2, 1])
-    own = constants(rewards)
-    everybody = jnp.concatenate([own, constants(reference_reward)[:, None].astype(own.dtype)], axis=1)
-    known = ~jnp.isnan(everybody)
+    groups = grouped(rewards, group_size)
+    known = ~jnp.isnan(groups)
     counts = known if include_reference else known.at[:, -1].set(False)
-    values = jnp.where(known, everybody, 0)
+    values = jnp.where(known, groups, 0)
     deviations = statistics.deviations(values, counts)
     std = jnp.sqrt(statistics.variance(deviations, counts, ddof=0))
     if not include_reference:
         mean = safe_divide(jnp.where(counts, values, 0).sum(1, keepdims=True), counts.sum(1, keepdims=True))
         deviations = deviations.at[:, -1].set(values[:, -1] - mean[:, 0])
-    scaled = jnp.where(known & (std > 0), statistics.scaled(deviations, std + epsilon), 0)
-    return scaled[:, :-1], scaled[:, -1]
+    return jnp.where(known & (std > 0), statistics.scaled(deviations, std + epsilon), 0).reshape(-1)
 
 
 def reference_weights(

@@ -44,9 +44,17 @@ def paper_objective(problem, a, a_y):
     return -total / P
 
 
-def weighed(problem, include_reference, clamp):
-    a, a_y = reference_advantages(problem["rewards"], jnp.zeros(P), include_reference=include_reference)
-    return a, a_y, *reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=clamp)
+def advantages_of(rewards, include_reference, reference_reward=0.0):
+    """(A [P, G], A_y [P]) of own rewards and that of the reference answer, which is the last of its group."""
+    rewards = jnp.asarray(rewards)
+    members = jnp.concatenate([rewards, jnp.full((len(rewards), 1), reference_reward)], axis=1)
+    found = reference_advantages(members.reshape(-1), members.shape[1], include_reference=include_reference)
+    found = found.reshape(members.shape)
+    return found[:, :-1], found[:, -1]
+
+
+def arrays(case):
+    return {name: x for name, x in case.items() if name != "rewards"}
 
 
 @pytest.mark.parametrize("include_reference", [True, False])
@@ -54,9 +62,9 @@ def test_the_collected_weights_are_the_three_terms(include_reference):
     with jax.enable_x64(True):
         for seed in range(3):
             case = problem(seed)
-            a, a_y, w, w_y = weighed(case, include_reference, clamp=False)
-            arrays = {name: x for name, x in case.items() if name != "rewards"}
-            actual = loss(grao_loss(**arrays, weights=w, reference_weight=w_y))
+            a, a_y = advantages_of(case["rewards"], include_reference)
+            options = {"imitation": BETA, "alignment": LAMBDA, "clamp_reference": False}
+            actual = loss(grao_loss(**arrays(case), advantages=a, reference_advantage=a_y, **options))
             np.testing.assert_allclose(actual, paper_objective(case, np.asarray(a), np.asarray(a_y)), rtol=1e-9)
 
 
@@ -72,7 +80,7 @@ def test_advantages_are_those_of_the_loops(rewards, include_reference):
         expected = [0.0 if np.isnan(r) else (r - np.mean(group)) / spread for r in rewards]
         expected_y = (0.25 - np.mean(group)) / spread
     with jax.enable_x64(True):
-        a, a_y = reference_advantages(jnp.array([rewards]), jnp.array([0.25]), include_reference=include_reference)
+        a, a_y = advantages_of([rewards], include_reference, 0.25)
     np.testing.assert_allclose(a[0], expected, atol=1e-6)
     np.testing.assert_allclose(a_y[0], expected_y, atol=1e-6)
 
@@ -80,41 +88,44 @@ def test_advantages_are_those_of_the_loops(rewards, include_reference):
 def test_the_two_readings_where_all_lose_or_win():
     with jax.enable_x64(True):
         for result in (-1.0, 1.0):
-            a, a_y = reference_advantages(jnp.full((1, 8), result), jnp.zeros(1))
+            a, a_y = advantages_of(jnp.full((1, 8), result), True)
             np.testing.assert_allclose(a_y, -result * np.sqrt(8), rtol=1e-6)
             np.testing.assert_allclose(a, result / np.sqrt(8), rtol=1e-6)
             _, w_y = reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=False)
             np.testing.assert_allclose(w_y, (BETA + LAMBDA / 8) * a_y, rtol=1e-6)
             _, clamped = reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA)
             np.testing.assert_allclose(clamped, np.maximum(w_y, 0))
-            silent = reference_advantages(jnp.full((1, 8), result), jnp.zeros(1), include_reference=False)
+            silent = advantages_of(jnp.full((1, 8), result), False)
             assert all((x == 0).all() for x in silent)
 
 
 def test_one_completion_and_the_reference_are_a_group():
-    a, a_y = reference_advantages(jnp.array([[1.0]]), jnp.zeros(1))
+    a, a_y = advantages_of([[1.0]], True)
     np.testing.assert_allclose([a[0, 0], a_y[0]], [1, -1], rtol=1e-6)
 
 
 def test_without_the_reference_in_the_group_the_regulariser_is_a_factor():
     with jax.enable_x64(True):
-        a, a_y, w, w_y = weighed(problem(), False, clamp=False)
+        a, a_y = advantages_of(problem()["rewards"], False)
+        w, w_y = reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=False)
         np.testing.assert_allclose(w, (1 + LAMBDA) * a / G, rtol=1e-9)
         np.testing.assert_allclose(w_y, BETA * a_y, atol=1e-9)
 
 
 def test_the_reference_answer_is_learned_from():
     case = problem()
-    *_, w, w_y = weighed(case, True, clamp=False)
-    arrays = {name: x for name, x in case.items() if name != "rewards"}
+    a, a_y = advantages_of(case["rewards"], True)
+    _, w_y = reference_weights(a, a_y, clamp_reference=False)
 
-    def value(answer):
-        return loss(grao_loss(**arrays | {"reference_answer_log_probs": answer}, weights=w, reference_weight=w_y))
+    def objective(answer):
+        changed = arrays(case) | {"reference_answer_log_probs": answer}
+        return grao_loss(**changed, advantages=a, reference_advantage=a_y, clamp_reference=False)
 
     n = case["reference_answer_mask"].sum(axis=1, keepdims=True)
     expected = -w_y[:, None] * case["reference_answer_mask"] / np.maximum(n, 1) / P
-    np.testing.assert_allclose(jax.grad(value)(case["reference_answer_log_probs"]), expected, rtol=1e-5, atol=1e-7)
-    found = metric_means(grao_loss(**arrays, weights=w, reference_weight=w_y).metrics)
+    answer = case["reference_answer_log_probs"]
+    np.testing.assert_allclose(jax.grad(lambda x: loss(objective(x)))(answer), expected, rtol=1e-5, atol=1e-7)
+    found = metric_means(objective(answer).metrics)
     shown = np.asarray(w_y) * np.asarray(n[:, 0] > 0)
     np.testing.assert_allclose(found["reference_weight_negative"], (shown < 0).mean())
     np.testing.assert_allclose(found["reference_weight"], shown.mean(), rtol=1e-5)

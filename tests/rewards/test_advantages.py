@@ -93,6 +93,7 @@ def test_equal_rewards_give_exact_zeros(kind, dtype):
         "group": {"scale": "batch", "epsilon": 0.0},
         "leave_one_out": {"standardise": True, "epsilon": 0.0},
         "median": {"scale": "mad", "epsilon": 0.0},
+        "reference": {"include_reference": False, "epsilon": 0.0},
     }[kind]
     np.testing.assert_array_equal(advantages(kind, np.full(12, 0.1, np.float32), 3, **options), np.zeros(12))
 
