@@ -19,17 +19,18 @@ from configs import defaults
 METHODS = ("grpo", "dr_grpo", "rloo", "gspo", "reinforce")
 
 
-def get_config(argument=None):
-    known = {
-        **defaults.SIZES,
-        **{name: f"the settings of {name}" for name in METHODS},
-        "tiny": "0.8 M parameters from nothing, with a supervised warm start",
-        "runlocal": "two small steps",
-    }
-    words = defaults.arguments(argument, known)
-    method = defaults.one_of(words, METHODS, "grpo")
-    config = defaults.rl("grpo_qwen" if method == "grpo" else f"{method}_qwen", method, steps=40)
-    config.rl.loss.kl_coefficient = 0.0
+WORDS = {
+    **defaults.SIZES,
+    "tiny": "0.8 M parameters from nothing, with a supervised warm start",
+    "runlocal": "two small steps",
+}
+
+
+def recipe(name: str, method: str, words: set[str]):
+    """Short arithmetic with the settings of `method`, as the recipes of all group-relative methods have it."""
+    config = defaults.rl(name, method, steps=40)
+    if "kl_coefficient" in config.rl.loss:
+        config.rl.loss.kl_coefficient = 0.0
     config.data.system_prompt = "Answer with one number."
     config.rollout.prompts_per_step = 16
     config.optimizer.learning_rate = 3e-5
@@ -48,3 +49,9 @@ def get_config(argument=None):
         config.rollout.group_size = 4
         config.evaluation.max_questions = 8
     return config
+
+
+def get_config(argument=None):
+    words = defaults.arguments(argument, {**WORDS, **{name: f"the settings of {name}" for name in METHODS}})
+    method = defaults.one_of(words, METHODS, "grpo")
+    return recipe("grpo_qwen" if method == "grpo" else f"{method}_qwen", method, words)

@@ -7,61 +7,26 @@ the ratio is taken and clipped, how tokens are summed; see `jaxalign.methods`), 
 
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
+from experiments.curriculum import Curriculum, try_out
+from experiments.groups import abstract_groups, drop_silent_groups, reference_use, update_batches, with_signal
+from experiments.objectives import make_loss
 from experiments.questions import HeldOut, Questions, make_rewards, prompt_width
-from experiments.rollout import Groups, RolloutWorker, abstract_groups, drop_silent_groups, reference_use
+from experiments.rollout import RolloutWorker
 from experiments.session import Session
 from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
 from experiments.warm_start import warm_start
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.errors import UserError
-from jaxalign.losses.policy_gradient import policy_loss
-from jaxalign.models.scoring import completion_log_probs, frozen_copy
+from jaxalign.models.scoring import frozen_copy
 from jaxalign.rewards.advantages import advantages
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import batch_shards, spread
 from jaxalign.training.step import make_train_step
-
-
-def make_loss(decoder, *, temperature: float, share_prompt: bool, **options) -> Callable:
-    """loss_fn(params, Groups, key, extra) -> Objective; `options` are those of `policy_loss`."""
-
-    def loss_fn(params, batch: Groups, key, extra):
-        del key, extra
-        scored = completion_log_probs(decoder, params, *batch[:4], temperature=temperature, share_prompt=share_prompt)
-
-        def rows(x):
-            return None if x is None else x.reshape(-1, *x.shape[2:])
-
-        objective = policy_loss(
-            rows(scored.log_probs),
-            rows(batch.advantages),
-            rows(batch.mask),
-            old_log_probs=rows(batch.old_log_probs),
-            reference_log_probs=rows(batch.reference_log_probs),
-            entropy=rows(scored.entropy),
-            **options,
-        )
-        return objective._replace(weight=objective.weight + batch.absent_weight.sum())
-
-    return loss_fn
-
-
-def update_batches(batch: Groups, rl, seed: int, step: int):
-    """The batches of a step's updates: `epochs` passes over the prompts in new random orders, each in equal parts."""
-    prompts = len(batch.prompts)
-    for epoch in range(rl.epochs):
-        order = np.arange(prompts)
-        if rl.batches_per_epoch > 1:
-            order = np.random.default_rng((seed, step, epoch)).permutation(prompts)
-        for part in np.split(order, rl.batches_per_epoch):
-            yield batch if rl.batches_per_epoch == 1 else jax.tree.map(lambda x, part=part: x[part], batch)
 
 
 def check(config) -> None:
@@ -85,10 +50,38 @@ def check(config) -> None:
             "config.reward.combine='normalise_each' gives advantages: it goes with --config.rl.advantages.scale=none "
             "and --config.reward.kl_coefficient=0"
         )
+    prompts, alone = config.prompts, rollout.max_draws == 1 and rl.leave_out == 0
+    allocation = prompts.allocation
+    if not 0 <= rl.leave_out < rollout.group_size:
+        raise UserError(f"config.rl.leave_out={rl.leave_out} must be less than config.rollout.group_size")
+    if rollout.max_draws < 1 or (rollout.max_draws > 1 and (prompts.sampling.enabled or prompts.weighting.enabled)):
+        raise UserError("config.rollout.max_draws must be 1 where config.prompts chooses or weighs prompts")
+    if prompts.baseline and rollout.group_size > 1:
+        raise UserError("config.prompts.baseline tracks one completion of each prompt: set config.rollout.group_size=1")
+    if allocation.enabled and not (alone and allocation.least <= rollout.group_size <= allocation.most):
+        raise UserError(
+            "config.prompts.allocation wants least <= config.rollout.group_size <= most, config.rollout.max_draws=1 "
+            "and config.rl.leave_out=0"
+        )
+    if config.reward.combine != "sum" and (allocation.enabled or config.reward.reference_completions):
+        raise UserError("config.prompts.allocation and config.reward.reference_completions want reward.combine='sum'")
+    answers = bool(config.data.answer_fields)
+    if answers != (rl.objective != "policy_loss") or (answers and (rl.leave_out or allocation.enabled)):
+        raise UserError(
+            f"config.data.answer_fields={config.data.answer_fields} does not go with config.rl.objective="
+            f"{rl.objective!r}: the losses of given answers need them, without leave_out and allocation; no other does"
+        )
     if rl.old_log_probs not in ("rollout", "scored"):
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
     if rollout.temperature <= 0:
         raise UserError("config.rollout.temperature must be > 0: a greedy rollout explores nothing")
+
+
+def _over_draws(metrics: list[dict[str, float]]) -> dict[str, float]:
+    """Means over the draws of a step; times are sums."""
+    names = dict.fromkeys(name for one in metrics for name in one)
+    columns = {name: [one[name] for one in metrics if name in one] for name in names}
+    return {name: sum(x) if name.endswith("/seconds") else sum(x) / len(x) for name, x in columns.items()}
 
 
 def run(config, workdir: str) -> None:
@@ -107,6 +100,7 @@ def run(config, workdir: str) -> None:
         if config.data.held_out:
             questions = Questions(config.data.held_out, model.tokenizer, config.data, "held_out")
             held_out = HeldOut(model, questions, rewards, config.evaluation)
+        curriculum = Curriculum(config, len(train_questions))
         updates = rl.epochs * rl.batches_per_epoch
         optimizer = build_optimizer(config, updates)
         session.announce(
@@ -129,12 +123,18 @@ def run(config, workdir: str) -> None:
         reference_in_state = needs_reference and config.warm_start.steps > 0
         copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0))))
         extra = {"reference": copy} if reference_in_state else {}
+        if curriculum.active:
+            extra["prompts"] = jax.eval_shape(curriculum.start)
         layout = state_layout(model, optimizer, extra)
         loss_options = dict(config.rl.loss)
-        if loss_options["aggregation"] == "seq-mean-token-scale" and loss_options["scale_length"] is None:
+        if loss_options.get("aggregation") == "seq-mean-token-scale" and loss_options["scale_length"] is None:
             loss_options["scale_length"] = float(rollout.max_new_tokens)
         loss_fn = make_loss(
-            model.decoder, temperature=rollout.temperature, share_prompt=rl.share_prompt, **loss_options
+            model.decoder,
+            temperature=rollout.temperature,
+            share_prompt=rl.share_prompt,
+            objective=rl.objective,
+            **loss_options,
         )
         shapes = abstract_groups(config, width, with_old=updates > 1)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
@@ -164,18 +164,45 @@ def run(config, workdir: str) -> None:
             if needs_reference:
                 reference = frozen_copy(model.decoder, params)
             extra = {"reference": reference} if reference_in_state else {}
+            if curriculum.active:
+                trials = None
+                if curriculum.trials:
+                    session.print(f"  {curriculum.trials} completions of every question before training ...")
+                    key = jax.random.fold_in(jax.random.key(config.seed), 3)
+                    chunk = rollout.prompts_per_step
+                    trials = try_out(rollout_worker, params, train_questions, curriculum.trials, chunk, key)
+                extra["prompts"] = curriculum.start(trials)
             state, start = fresh_state(config, params, optimizer, layout, extra), 0
         # Without these terms groups of equal rewards add nothing. The batch has two sizes, half of the prompts and all,
         # so that only two programs are compiled.
-        terms = rl.loss.kl_coefficient or rl.loss.entropy_coefficient or rl.batches_per_epoch > 1
-        leave_out = rl.drop_silent_groups and not terms
+        terms = rl.loss.get("kl_coefficient") or rl.loss.get("entropy_coefficient") or rl.batches_per_epoch > 1
+        leave_out = rl.drop_silent_groups and rl.objective == "policy_loss" and not terms
         multiple = math.lcm(config.train.micro_batches * batch_shards(model.mesh), -(-rollout.prompts_per_step // 2))
 
         def advance(state, step: int) -> Advance:
             frozen = state.extra["reference"] if reference_in_state else reference
-            batch, metrics, table, problem = rollout_worker(state.params, frozen, batches[step], step)
-            if problem:
-                session.note(f"  step {step + 1}: {problem}")
+            memory, known, found = state.extra.get("prompts", {}), None, []
+            for draw in range(step * rollout.max_draws, (step + 1) * rollout.max_draws):
+                if curriculum.active:
+                    indices = curriculum.choose(memory, step)
+                    indices = batches.indices(draw) if indices is None else indices
+                    memory, known, plan = curriculum.plan(memory, indices)
+                    examples = [train_questions[int(index)] for index in indices]
+                    found.append(rollout_worker(state.params, frozen, examples, draw, plan))
+                else:
+                    found.append(rollout_worker(state.params, frozen, batches[draw], draw))
+                if found[-1].problem:
+                    session.note(f"  step {step + 1}: {found[-1].problem}")
+                if sum(int(one.signal.sum()) for one in found) >= rollout.prompts_per_step:
+                    break
+            batch, table = found[-1].batch, found[-1].table
+            metrics = _over_draws([one.metrics for one in found])
+            if rollout.max_draws > 1:
+                metrics["rollout/draws"] = len(found)
+                batch = with_signal([x.batch for x in found], [x.signal for x in found], rollout.prompts_per_step)
+            if curriculum.active:
+                memory, batch, of_prompts = curriculum.weigh(memory, known, found[-1])
+                metrics |= of_prompts
             began = time.perf_counter()
             if leave_out:
                 batch = drop_silent_groups(batch, multiple, rl.loss.aggregation, rl.loss.count_empty)
@@ -194,7 +221,12 @@ def run(config, workdir: str) -> None:
                     metrics[name] = values[-1] if name in last else sum(values) / len(values)
             metrics["update/seconds"] = time.perf_counter() - began
             seconds = metrics["rollout/seconds"] + metrics["reward/seconds"] + metrics["update/seconds"]
-            completions = rollout.prompts_per_step * rollout.group_size
+            if curriculum.active:
+                memory, of_prompts = curriculum.learn(memory, known, found[-1], state.params, rollout_worker)
+                metrics |= of_prompts
+                memory = jax.device_put(memory, layout.shardings.extra["prompts"])
+                state = state.replace(extra=state.extra | {"prompts": memory})
+            completions = rollout.prompts_per_step * rollout.group_size * len(found)
             metrics["tokens_per_second"] = completions * metrics["completion_length"] / seconds
             return Advance(state, metrics, table, batch)
 
@@ -202,7 +234,7 @@ def run(config, workdir: str) -> None:
             state,
             advance,
             start=start,
-            data_state=lambda done: BatchIterator(batches, done).get_state(),
+            data_state=lambda done: BatchIterator(batches, done * rollout.max_draws).get_state(),
             evaluate=None if held_out is None else lambda state, done: held_out.metrics(state.params),
         )
         if held_out is not None and not session.stopped:

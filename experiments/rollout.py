@@ -1,55 +1,56 @@
 """Prompts -> groups of sampled, rewarded and weighed completions: one batch for the updates of a step."""
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.given_answers import draw_answers, with_given
+from experiments.groups import Groups, reference_use, without_smallest
 from experiments.questions import completion_texts, padded, score_completions
 from experiments.setup import Model
 from jaxalign.decoding.sampler import Sampler, SamplingConfig
-from jaxalign.losses.aggregation import aggregate
 from jaxalign.losses.kl import kl_estimate
 from jaxalign.models.scoring import completion_log_probs
 from jaxalign.rewards.advantages import advantages, combine_rewards, groups_with_signal
 from jaxalign.rewards.gae import kl_penalty
-from jaxalign.rewards.runner import RewardRunner
+from jaxalign.rewards.inference_aware import calibrate, transform
+from jaxalign.rewards.runner import RewardResult, RewardRunner
+from jaxalign.rewards.shaping import overlong_penalty
 from jaxalign.training.mesh import gather, spread
 
 SHOWN_PER_STEP = 16  # completions a step that go to completions.jsonl
 
 
-class Groups(NamedTuple):
-    """A batch of P prompts with G completions each; every array has the prompts in front."""
+class Plan(NamedTuple):
+    """What a step knows of its N prompts beforehand; None where the method has no use for it."""
 
-    prompts: chex.Array  # [P, S]
-    prompt_lengths: chex.Array  # [P]
-    completions: chex.Array  # [P, G, T]
-    mask: chex.Array  # [P, G, T]
-    advantages: chex.Array  # [P, G]
-    absent_weight: chex.Array  # [P]; their sum is the loss weight of groups that were left out
-    old_log_probs: chex.Array | None  # [P, G, T]; None: the policy of this very update sampled them
-    reference_log_probs: chex.Array | None  # [P, G, T]; None: no KL term in the loss
+    completions: np.ndarray | None = None  # [N] how many each gets; None: the group size
+    baseline: np.ndarray | None = None  # [N] taken off the rewards of each
+    reference_rewards: np.ndarray | None = None  # [N, K] of the reference policy, to calibrate by
 
 
-def abstract_groups(config, width: int, *, with_old: bool) -> Groups:
-    """The shapes of a step's batch, for prompts of `width` tokens."""
-    prompts, group_size = config.rollout.prompts_per_step, config.rollout.group_size
-    tokens = jax.ShapeDtypeStruct((prompts, group_size, config.rollout.max_new_tokens), jnp.float32)
-    whole = jax.ShapeDtypeStruct(tokens.shape, jnp.int32)
-    return Groups(
-        prompts=jax.ShapeDtypeStruct((prompts, width), jnp.int32),
-        prompt_lengths=jax.ShapeDtypeStruct((prompts,), jnp.int32),
-        completions=whole,
-        mask=tokens,
-        advantages=jax.ShapeDtypeStruct((prompts, group_size), jnp.float32),
-        absent_weight=jax.ShapeDtypeStruct((prompts,), jnp.float32),
-        old_log_probs=tokens if with_old else None,
-        reference_log_probs=tokens if reference_use(config) == "loss" else None,
-    )
+class Completed(NamedTuple):
+    """M completions of N prompts, those of a prompt next to each other."""
+
+    sampled: Any  # jaxalign.decoding.sampler.Completions on the host
+    texts: list[str]
+    result: RewardResult
+    prompts: np.ndarray  # [N, S] or, with different numbers of completions, [M, S]
+    prompt_lengths: np.ndarray
+    owner: np.ndarray  # [M] which of the N prompts
+    place: np.ndarray  # [M] which of its completions
+    sampling_seconds: float
+    reward_seconds: float
+
+    def matrix(self, values, width: int) -> np.ndarray:
+        """[M] values as [N, width]; NaN where a prompt has no such completion."""
+        found = np.full((self.owner[-1] + 1, width), np.nan, np.float32)
+        found[self.owner, self.place] = values
+        return found
 
 
 class Rollout(NamedTuple):
@@ -57,19 +58,14 @@ class Rollout(NamedTuple):
     metrics: dict[str, float]
     table: list[dict[str, Any]]  # some of the completions, for people
     problem: str | None  # the first completion that a reward could not score
-
-
-def reference_use(config) -> str:
-    """What the reference policy is for: "loss", "reward", "report" or "" (it is not held at all)."""
-    if config.rl.loss.kl_coefficient:
-        return "loss"
-    if config.reward.kl_coefficient:
-        return "reward"
-    return "report" if config.rl.report_kl_prompts else ""
+    owner: np.ndarray  # [rows of the batch] which of the N prompts
+    outcomes: np.ndarray  # [N, G] of the first reward, the verifier; NaN = not scorable or no such completion
+    advantages: np.ndarray  # [N, G]
+    signal: np.ndarray  # [N] whether the rewards of a group differ
 
 
 class RolloutWorker:
-    """Samples G completions of each prompt, rewards them and turns the rewards into advantages.
+    """Samples completions of each prompt, rewards them and turns the rewards into advantages.
 
     Args:
       width: to which prompts are padded at least (see `prompt_width`).
@@ -100,115 +96,136 @@ class RolloutWorker:
         def score(params, *arrays):
             return gather(log_probs(params, *spread(arrays, model.mesh, fill=True)))[: len(arrays[0])]
 
-        self._score = score
+        self.score = score  # (params, prompts, prompt_lengths, completions, mask) -> log-probs [P, G, T]
 
-    def __call__(self, params, reference, examples: list[dict], step: int) -> Rollout:
-        """`params` sample, `reference` (or None) scores for the KL. The same step gives the same completions."""
-        rl, group_size = self._config.rl, self._config.rollout.group_size
+    def complete(self, params, examples: Sequence[dict], key, step: int, counts: np.ndarray) -> Completed:
+        """`counts` [N] completions of each example, with their rewards."""
         began = time.perf_counter()
         prompts, prompt_lengths = padded([example["prompt_ids"] for example in examples], self._width)
+        owner = np.repeat(np.arange(len(examples)), counts)
+        place = np.concatenate([np.arange(count) for count in counts])
+        equal = counts.min() == counts.max()
+        if not equal:  # the total is fixed where the numbers are not, so that there is one program for all steps
+            prompts, prompt_lengths = prompts[owner], prompt_lengths[owner]
         sampled = self._sampler.sample(
             params,
             prompts,
             prompt_lengths,
-            jax.random.fold_in(self._key, step),
-            samples_per_prompt=group_size,
+            key,
+            samples_per_prompt=int(counts[0]) if equal else 1,
             weight_version=step,
         )
         sampled = gather(sampled)
         sampled_at = time.perf_counter()
-
-        repeated = [example for example in examples for _ in range(group_size)]
+        repeated = [examples[index] for index in owner]
         texts = completion_texts(self._tokenizer, sampled.ids, sampled.lengths)
         result = score_completions(self._rewards, texts, repeated)
-        rewarded_at = time.perf_counter()
+        seconds = (sampled_at - began, time.perf_counter() - sampled_at)
+        return Completed(sampled, texts, result, prompts, prompt_lengths, owner, place, *seconds)
+
+    def combined(self, result: RewardResult, group_size: int) -> np.ndarray:
+        """[M]: the rewards of each completion as one."""
+        how = self._config.reward.combine
+        rewards, weights = jnp.asarray(result.rewards), jnp.asarray(self._rewards.weights)
+        return np.asarray(combine_rewards(rewards, weights, group_size, how=how))
+
+    def __call__(self, params, reference, examples: list[dict], step: int, plan: Plan = Plan()) -> Rollout:  # noqa: B008
+        """`params` sample, `reference` (or None) scores for the KL. The same step gives the same completions."""
+        config, rl, allocated = self._config, self._config.rl, plan.completions is not None
+        counts = plan.completions if allocated else np.full(len(examples), config.rollout.group_size)
+        done = self.complete(params, examples, jax.random.fold_in(self._key, step), step, counts)
+        if allocated and len(done.prompts) == len(examples):  # equal by chance: the layout stays that of the others
+            done = done._replace(prompts=done.prompts[done.owner], prompt_lengths=done.prompt_lengths[done.owner])
+        sampled, rows = done.sampled, len(done.prompts)
+        width = config.prompts.allocation.most if allocated else config.rollout.group_size
 
         def grouped(x) -> np.ndarray:
-            return np.asarray(x).reshape(len(examples), group_size, *np.shape(x)[1:])
+            return np.asarray(x).reshape(rows, -1, *np.shape(x)[1:])
 
         counted = sampled.mask & ~sampled.truncated[:, None] if rl.mask_truncated else sampled.mask
-        scored = (prompts, prompt_lengths, grouped(sampled.ids), grouped(counted).astype(np.float32))
+        scored = (done.prompts, done.prompt_lengths, grouped(sampled.ids), grouped(counted).astype(np.float32))
         sampled_log_probs = grouped(sampled.log_probs)
         old_log_probs = None
         if rl.epochs * rl.batches_per_epoch > 1:
             rescore = rl.old_log_probs == "scored"
-            old_log_probs = self._score(params, *scored) if rescore else sampled_log_probs
-        metrics, penalty, reference_log_probs = {}, 0.0, None
-        use = reference_use(self._config)
+            old_log_probs = self.score(params, *scored) if rescore else sampled_log_probs
+        metrics, shaping, reference_log_probs = {}, np.zeros(len(done.owner), np.float32), None
+        use = reference_use(config)
         if use:
             # Where the KL is only reported, the completions of a few prompts are enough.
             known = slice(rl.report_kl_prompts if use == "report" else None)
-            found = self._score(reference, *(x[known] for x in scored))
+            found = self.score(reference, *(x[known] for x in scored))
             metrics["kl"] = _token_mean(kl_estimate(sampled_log_probs[known], found, "k3"), scored[3][known])
             if use == "loss":
                 reference_log_probs = found
-            if self._config.reward.kl_coefficient:
+            if config.reward.kl_coefficient:
                 flat = (x.reshape(-1, x.shape[-1]) for x in (sampled_log_probs, found, scored[3]))
-                penalty = kl_penalty(*flat, self._config.reward.kl_coefficient)
+                shaping = shaping + kl_penalty(*flat, config.reward.kl_coefficient)
+        if config.reward.overlong_buffer:
+            shaping = shaping + overlong_penalty(
+                sampled.lengths, config.rollout.max_new_tokens, config.reward.overlong_buffer
+            )
 
-        rewards = combine_rewards(
-            jnp.asarray(result.rewards),
-            jnp.asarray(self._rewards.weights),
-            group_size,
-            how=self._config.reward.combine,
-        )
-        weights = advantages(rewards=rewards + penalty, group_size=group_size, **rl.advantages)
-        absent_weight = np.zeros(len(examples), np.float32)
-        batch = Groups(*scored, grouped(weights), absent_weight, old_log_probs, reference_log_probs)
+        rewards = self.combined(done.result, 1 if allocated else width)
+        matrix = done.matrix(rewards, width)
+        signal = np.asarray(groups_with_signal(matrix.reshape(-1), width))
+        if plan.reference_rewards is not None:
+            calibrated = calibrate(matrix, plan.reference_rewards)
+            metrics["win_rate"] = _scorable_mean(calibrated)  # against the reference policy
+            matrix = np.asarray(transform(calibrated, **config.reward.transform))
+        matrix = matrix + done.matrix(shaping, width)
+        if plan.baseline is not None:
+            matrix = matrix - plan.baseline[:, None]
+        given = None
+        if config.data.answer_fields:
+            given = draw_answers(config, self._tokenizer, examples, step)
+            if rl.objective == "grao_loss":  # it compares its completions with the answer
+                answered = score_completions(self._rewards, given.texts, examples)
+                given = given._replace(rewards=self.combined(answered, 1))
+            matrix = np.concatenate([matrix, given.rewards[:, None]], axis=1)
+        weights = advantages(rewards=jnp.asarray(matrix.reshape(-1)), group_size=matrix.shape[1], **rl.advantages)
+        weights = np.asarray(weights).reshape(matrix.shape)
+        own = weights[done.owner, done.place]
+
+        absent_weight = np.zeros(rows, np.float32)
+        verified = grouped(done.result.rewards[:, 0]) if given is not None else None
+        batch = Groups(*scored, grouped(own), absent_weight, old_log_probs, reference_log_probs, verified)
+        if rl.leave_out:
+            batch = without_smallest(batch, weights, matrix, rl.leave_out)
+        if given is not None:
+            batch = with_given(batch, given, weights[:, -1])
 
         metrics |= {
             "reward/mean": _scorable_mean(rewards),
             "reward/std": float(np.nanstd(rewards)),
-            "groups_with_signal": float(np.mean(groups_with_signal(rewards, group_size))),
+            "groups_with_signal": float(np.mean(signal)),
             # A sample estimate over all completions: minus the mean log-prob of what was sampled.
             "entropy": _token_mean(-sampled_log_probs, grouped(sampled.mask)),
             "completion_length": float(sampled.lengths.mean()),
             "truncated": float(sampled.truncated.mean()),
-            "rollout/seconds": sampled_at - began,
-            "rollout/tokens_per_second": float(sampled.lengths.sum()) / (sampled_at - began),
+            "rollout/seconds": done.sampling_seconds,
+            "rollout/tokens_per_second": float(sampled.lengths.sum()) / done.sampling_seconds,
             "rollout/useful_fraction": float(sampled.useful_fraction),
-            "reward/seconds": rewarded_at - sampled_at,
+            "reward/seconds": done.reward_seconds,
         }
-        for name, column in zip(self._rewards.names, result.rewards.T, strict=True):
+        for name, column in zip(self._rewards.names, done.result.rewards.T, strict=True):
             metrics[f"reward/{name}"] = _scorable_mean(column)
-            failed = sum(result.counts[name])
+            failed = sum(done.result.counts[name])
             if failed:
                 metrics[f"reward/{name}/not_scored"] = float(failed)
         columns = {
-            "prompt": [example["prompt"] for example in repeated],
-            "completion": texts,
-            "reward": np.asarray(rewards).tolist(),
-            "advantage": np.asarray(weights).tolist(),
+            "prompt": [examples[index]["prompt"] for index in done.owner],
+            "completion": done.texts,
+            "reward": rewards.tolist(),
+            "advantage": own.tolist(),
             "tokens": sampled.lengths.tolist(),
             "truncated": sampled.truncated.tolist(),
         }
-        shown = range(0, len(texts), max(len(texts) // SHOWN_PER_STEP, 1))
+        shown = range(0, len(done.texts), max(len(done.texts) // SHOWN_PER_STEP, 1))
         table = [{name: values[index] for name, values in columns.items()} for index in shown]
-        return Rollout(batch, metrics, table, result.first_problem)
-
-
-def drop_silent_groups(batch: Groups, multiple: int, aggregation: str, count_empty: bool) -> Groups:
-    """The batch without the groups whose advantages are all 0, filled up with empty ones to a multiple of prompts.
-
-    Without a KL and an entropy term such groups add nothing to the loss but their weight, which is kept
-    (`absent_weight`): loss and gradient stay the same. The metrics of the loss are then those of the groups left.
-    """
-    loud = (batch.advantages != 0).any(axis=-1)
-    order = np.argsort(~loud, kind="stable")
-    size = max(-(-int(loud.sum()) // multiple), 1) * multiple
-    if size >= len(order):
-        return batch
-    kept = jax.tree.map(lambda x: x[order[:size]], batch)
-    mask = kept.mask * loud[order[:size], None, None]
-
-    def weight(mask) -> float:
-        flat = mask.reshape(-1, mask.shape[-1])
-        # The weight of scaled sums is that of plain ones.
-        mode = "seq-mean-token-sum" if aggregation == "seq-mean-token-scale" else aggregation
-        return float(aggregate(np.zeros_like(flat), flat, mode, count_empty=count_empty)[1])
-
-    absent = (weight(batch.mask) - weight(mask)) / size
-    return kept._replace(mask=mask, absent_weight=np.full(size, absent, np.float32))
+        owner = done.owner if allocated else np.arange(len(examples))
+        outcomes = done.matrix(done.result.rewards[:, 0], width)
+        return Rollout(batch, metrics, table, done.result.first_problem, owner, outcomes, weights, signal)
 
 
 def _token_mean(values, mask) -> float:

@@ -31,6 +31,8 @@ class Method:
     # `jaxalign.rewards.gae.kl_penalty(old_log_probs, reference_log_probs, mask, kl_in_reward)` to the
     # combined rewards, before advantages are made of them.
     kl_in_reward: float = 0.0
+    # Completions of each group that the update leaves out, those of the smallest |advantage|.
+    leave_out: int = 0
 
     @property
     def launch(self) -> str:
@@ -129,6 +131,150 @@ _ROWS = (
         status="Formulas and contracts are tested; the claim is not (there is no mixture of experts here).",
         loss={"ratio": "sequence", "clip_low": 3e-4, "clip_high": 4e-4, "aggregation": "seq-mean-token-mean"},
         advantages={"kind": "group", "scale": "group"},
+    ),
+    Method(
+        name="dapo",
+        title="Decoupled clip and dynamic sampling",
+        paper="2503.14476",
+        experiment="rl",
+        pieces=(
+            _POLICY_LOSS,
+            _GROUP,
+            "jaxalign.rewards.advantages:groups_with_signal",
+            "jaxalign.rewards.shaping:overlong_penalty",
+        ),
+        config="configs/dapo.py",
+        claim="Reward and entropy stay higher than with GRPO at equal updates.",
+        status=_UNTRIED,
+        loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token-mean"},
+        advantages={"kind": "group", "scale": "group"},
+    ),
+    Method(
+        name="mc_grpo",
+        title="Median-centred group relative policy optimization",
+        paper="2601.22582",
+        experiment="rl",
+        pieces=(
+            _POLICY_LOSS,
+            "jaxalign.rewards.median:median_advantages",
+            "jaxalign.rewards.groups:kept_completions",
+        ),
+        config="configs/mc_grpo.py",
+        claim="With 2 completions trained on it comes nearer to groups of 8 than GRPO with 2 does.",
+        status="Seen on a table policy without scaling, where the mean of as many completions, one left out, does as "
+        "well and the MAD is worse (tests/experiments/test_small_groups.py); not measured on a language model.",
+        loss={
+            "ratio": "token",
+            "clip_low": 0.2,
+            "clip_high": 0.2,
+            "kl": "k3",
+            "kl_coefficient": 0.04,
+            "aggregation": "seq-mean-token-mean",
+        },
+        advantages={"kind": "median", "scale": "mad"},
+        leave_out=1,
+    ),
+    Method(
+        name="spo",
+        title="Single-stream policy optimization",
+        paper="2509.13232",
+        experiment="rl",
+        pieces=(
+            _POLICY_LOSS,
+            "jaxalign.rewards.advantages:batch_mean_advantages",
+            "jaxalign.controllers.prompt_statistics:update",
+            "jaxalign.controllers.policy_drift:retention",
+            "jaxalign.controllers.prompt_sampling:sampling_probabilities",
+        ),
+        config="configs/spo.py",
+        claim="At equal completions it learns faster than GRPO; a tracked baseline has less variance than the mean.",
+        status="Seen on a table policy (tests/experiments/test_single_stream.py); not measured on a language model.",
+        loss={
+            "ratio": "token",
+            "clip_low": 0.2,
+            "clip_high": 0.28,
+            "dual_clip": 10.0,
+            "aggregation": "token-mean",
+        },
+        advantages={"kind": "batch_mean", "whiten": True},
+    ),
+    Method(
+        name="prompt_gdro",
+        title="Group distributionally robust weights of prompts",
+        paper="2601.19280",
+        experiment="rl",
+        pieces=(
+            _POLICY_LOSS,
+            _GROUP,
+            "jaxalign.controllers.difficulty_classes:update",
+            "jaxalign.controllers.prompt_gdro:update",
+        ),
+        config="configs/gdro.py",
+        claim="Hard prompts are solved more often than with GRPO, and prompts as a whole not less.",
+        status="Seen on a table policy (tests/experiments/test_difficulty_weighting.py); not measured on a language "
+        "model.",
+        loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token-mean"},
+        advantages={"kind": "group", "scale": "group"},
+    ),
+    Method(
+        name="rollout_gdro",
+        title="Completions dealt out by difficulty at a fixed mean",
+        paper="2601.19280",
+        experiment="rl",
+        pieces=(
+            _POLICY_LOSS,
+            _GROUP,
+            "jaxalign.controllers.difficulty_classes:update",
+            "jaxalign.controllers.rollout_gdro:choose_arms",
+        ),
+        config="configs/gdro.py:rollout",
+        claim="Hard prompts are solved more often than with equal numbers of completions.",
+        status="Seen on a table policy (tests/experiments/test_difficulty_weighting.py), where the variance of the "
+        "gradient fell by less than the claimed sixth; not measured on a language model.",
+        loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token-mean"},
+        advantages={"kind": "group", "scale": "group"},
+    ),
+    Method(
+        name="infalign",
+        title="Inference-aware alignment: calibrated and transformed rewards",
+        paper="2412.19792",
+        experiment="rl",
+        pieces=(
+            _POLICY_LOSS,
+            _GROUP,
+            "jaxalign.rewards.inference_aware:calibrate",
+            "jaxalign.rewards.inference_aware:transform",
+        ),
+        config="configs/infalign.py",
+        claim="At equal KL the best-of-N win rate is higher than with the reward as it is.",
+        status="The frontier of the transforms is reproduced by quadrature (tests/rewards/test_inference_aware.py); a "
+        "learned policy has not been measured.",
+        loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "aggregation": "seq-mean-token-mean"},
+        advantages={"kind": "group", "scale": "group"},
+    ),
+    Method(
+        name="grao",
+        title="Group relative alignment optimization beside a reference answer",
+        paper="2508.07750",
+        experiment="rl",
+        pieces=("jaxalign.losses.grao:grao_loss", "jaxalign.rewards.reference_answer:reference_advantages"),
+        config="configs/grao.py",
+        claim="It learns where all completions lose, and gets beyond the reference answer.",
+        status=_UNTRIED,
+        loss={"imitation": 0.5, "alignment": 0.6, "clamp_reference": True},
+        advantages={"kind": "reference"},
+    ),
+    Method(
+        name="dypo",
+        title="Dynamic policy optimization: each prompt routed by its group",
+        paper="2604.08926",
+        experiment="rl",
+        pieces=("jaxalign.losses.dypo:dypo_loss", _GROUP),
+        config="configs/dypo.py",
+        claim="Prompts that GRPO never solves are learned from teachers, and several teachers beat one.",
+        status=_UNTRIED,
+        loss={"group_weight": 0.5, "beta": 1.0, "teacher_weight": 1.0},
+        advantages={"kind": "group", "scale": "group", "epsilon": 1e-6},
     ),
 )
 

@@ -23,7 +23,7 @@ from jaxalign.losses.value import value_loss
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
-from tests import contract_cases_symbolic
+from tests import contract_cases_given_answers, contract_cases_symbolic
 
 TIME, VOCABULARY, WIDTH, GROUP = 6, 11, 4, 4
 
@@ -186,12 +186,14 @@ CASES: dict[str, Builder] = {
     "sft": functools.partial(sft, METHODS["sft"]),
     **{
         name: functools.partial(policy_gradient_case, METHODS[name])
-        for name in ("reinforce", "rloo", "grpo", "dr_grpo", "gspo")
+        for name in ("reinforce", "rloo", "grpo", "dr_grpo", "gspo", "dapo", "mc_grpo", "spo", "infalign")
+        + ("prompt_gdro", "rollout_gdro")
     },
     # Not methods of the table:
     "policy_loss with every option": every_option,
     "value_loss": value_regression,
     **contract_cases_symbolic.cases(token_case),
+    **contract_cases_given_answers.cases(token_case),
 }
 
 

@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.rl import make_loss, update_batches
-from experiments.rollout import Groups, drop_silent_groups
+from experiments.groups import Groups, drop_silent_groups, update_batches
+from experiments.objectives import make_loss
 from jaxalign.models.config import NAMED
 from jaxalign.models.decoder import Decoder
 from jaxalign.objective import loss

@@ -1,0 +1,69 @@
+"""From scored groups to the objective of a step: one entry for each loss of the table of methods."""
+
+from collections.abc import Callable
+
+from experiments.groups import Groups
+from jaxalign.losses.dypo import dypo_loss
+from jaxalign.losses.grao import grao_loss
+from jaxalign.losses.log_probs import TokenLogProbs
+from jaxalign.losses.policy_gradient import policy_loss
+from jaxalign.models.scoring import completion_log_probs
+from jaxalign.objective import Objective
+
+
+def _policy(scored: TokenLogProbs, batch: Groups, **options) -> Objective:
+    def rows(x):
+        return None if x is None else x.reshape(-1, *x.shape[2:])
+
+    return policy_loss(
+        rows(scored.log_probs),
+        rows(batch.advantages),
+        rows(batch.mask),
+        old_log_probs=rows(batch.old_log_probs),
+        reference_log_probs=rows(batch.reference_log_probs),
+        entropy=rows(scored.entropy),
+        **options,
+    )
+
+
+def _own(x):
+    """Without the last member of each group, which is the given answer."""
+    return None if x is None else x[:, :-1]
+
+
+def _grao(scored: TokenLogProbs, batch: Groups, **options) -> Objective:
+    given = (scored.log_probs[:, -1], batch.mask[:, -1])
+    advantages = (_own(batch.advantages), batch.advantages[:, -1])
+    return grao_loss(_own(scored.log_probs), _own(batch.mask), *given, *advantages, **options)
+
+
+def _dypo(scored: TokenLogProbs, batch: Groups, **options) -> Objective:
+    return dypo_loss(
+        _own(scored.log_probs),
+        _own(batch.advantages),
+        _own(batch.mask),
+        _own(batch.rewards),
+        scored.log_probs[:, -1],
+        batch.mask[:, -1],
+        old_log_probs=_own(batch.old_log_probs),
+        reference_log_probs=_own(batch.reference_log_probs),
+        **options,
+    )
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"policy_loss": _policy, "grao_loss": _grao, "dypo_loss": _dypo}
+
+
+def make_loss(
+    decoder, *, temperature: float, share_prompt: bool, objective: str = "policy_loss", **options
+) -> Callable:
+    """loss_fn(params, Groups, key, extra) -> Objective; `options` are those of the loss that `objective` names."""
+    combine = OBJECTIVES[objective]
+
+    def loss_fn(params, batch: Groups, key, extra):
+        del key, extra
+        scored = completion_log_probs(decoder, params, *batch[:4], temperature=temperature, share_prompt=share_prompt)
+        result = combine(scored, batch, **options)
+        return result._replace(weight=result.weight + batch.absent_weight.sum())
+
+    return loss_fn
