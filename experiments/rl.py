@@ -16,7 +16,7 @@ from experiments.curriculum import Curriculum, try_out
 from experiments.groups import abstract_groups, drop_silent_groups, reference_use, update_batches, with_signal
 from experiments.objectives import make_loss
 from experiments.questions import HeldOut, Questions, make_rewards, prompt_width
-from experiments.rollout import RolloutWorker
+from experiments.rollout import Plan, RolloutWorker, over_draws
 from experiments.session import Session
 from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
 from experiments.warm_start import warm_start
@@ -75,13 +75,6 @@ def check(config) -> None:
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
     if rollout.temperature <= 0:
         raise UserError("config.rollout.temperature must be > 0: a greedy rollout explores nothing")
-
-
-def _over_draws(metrics: list[dict[str, float]]) -> dict[str, float]:
-    """Means over the draws of a step; times are sums."""
-    names = dict.fromkeys(name for one in metrics for name in one)
-    columns = {name: [one[name] for one in metrics if name in one] for name in names}
-    return {name: sum(x) if name.endswith("/seconds") else sum(x) / len(x) for name, x in columns.items()}
 
 
 def run(config, workdir: str) -> None:
@@ -179,30 +172,33 @@ def run(config, workdir: str) -> None:
         leave_out = rl.drop_silent_groups and rl.objective == "policy_loss" and not terms
         multiple = math.lcm(config.train.micro_batches * batch_shards(model.mesh), -(-rollout.prompts_per_step // 2))
 
+        def remember(state, memory: dict):
+            placed = jax.device_put(memory, layout.shardings.extra["prompts"])
+            return state.replace(extra=state.extra | {"prompts": placed})
+
         def advance(state, step: int) -> Advance:
             frozen = state.extra["reference"] if reference_in_state else reference
-            memory, known, found = state.extra.get("prompts", {}), None, []
-            for draw in range(step * rollout.max_draws, (step + 1) * rollout.max_draws):
+            memory, known, drawn = state.extra.get("prompts", {}), None, []
+            for position in range(step * rollout.max_draws, (step + 1) * rollout.max_draws):
+                examples, plan = batches[position], Plan()
                 if curriculum.active:
                     indices = curriculum.choose(memory, step)
-                    indices = batches.indices(draw) if indices is None else indices
-                    memory, known, plan = curriculum.plan(memory, indices)
-                    examples = [train_questions[int(index)] for index in indices]
-                    found.append(rollout_worker(state.params, frozen, examples, draw, plan))
-                else:
-                    found.append(rollout_worker(state.params, frozen, batches[draw], draw))
-                if found[-1].problem:
-                    session.note(f"  step {step + 1}: {found[-1].problem}")
-                if sum(int(one.signal.sum()) for one in found) >= rollout.prompts_per_step:
+                    memory, known, plan = curriculum.plan(
+                        memory, batches.indices(position) if indices is None else indices
+                    )
+                    examples = [train_questions[int(index)] for index in known.indices]
+                drawn.append(rollout_worker(state.params, frozen, examples, position, plan))
+                if drawn[-1].problem:
+                    session.note(f"  step {step + 1}: {drawn[-1].problem}")
+                if sum(int(one.signal.sum()) for one in drawn) >= rollout.prompts_per_step:
                     break
-            batch, table = found[-1].batch, found[-1].table
-            metrics = _over_draws([one.metrics for one in found])
+            batch, table, metrics = drawn[-1].batch, drawn[-1].table, over_draws([one.metrics for one in drawn])
             if rollout.max_draws > 1:
-                metrics["rollout/draws"] = len(found)
-                batch = with_signal([x.batch for x in found], [x.signal for x in found], rollout.prompts_per_step)
+                batch = with_signal([x.batch for x in drawn], [x.signal for x in drawn], rollout.prompts_per_step)
             if curriculum.active:
-                memory, batch, of_prompts = curriculum.weigh(memory, known, found[-1])
+                memory, batch, of_prompts = curriculum.weigh(memory, known, drawn[-1])
                 metrics |= of_prompts
+                state = remember(state, memory)  # it goes through the update, which donates its state
             began = time.perf_counter()
             if leave_out:
                 batch = drop_silent_groups(batch, multiple, rl.loss.aggregation, rl.loss.count_empty)
@@ -222,11 +218,11 @@ def run(config, workdir: str) -> None:
             metrics["update/seconds"] = time.perf_counter() - began
             seconds = metrics["rollout/seconds"] + metrics["reward/seconds"] + metrics["update/seconds"]
             if curriculum.active:
-                memory, of_prompts = curriculum.learn(memory, known, found[-1], state.params, rollout_worker)
+                memory = state.extra["prompts"]
+                memory, of_prompts = curriculum.learn(memory, known, drawn[-1], state.params, rollout_worker)
                 metrics |= of_prompts
-                memory = jax.device_put(memory, layout.shardings.extra["prompts"])
-                state = state.replace(extra=state.extra | {"prompts": memory})
-            completions = rollout.prompts_per_step * rollout.group_size * len(found)
+                state = remember(state, memory)
+            completions = rollout.prompts_per_step * rollout.group_size * len(drawn)
             metrics["tokens_per_second"] = completions * metrics["completion_length"] / seconds
             return Advance(state, metrics, table, batch)
 

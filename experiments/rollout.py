@@ -228,6 +228,16 @@ class RolloutWorker:
         return Rollout(batch, metrics, table, done.result.first_problem, owner, outcomes, weights, signal)
 
 
+def over_draws(metrics: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Means over the rollouts of a step, of which dynamic sampling has several; times are sums."""
+    if len(metrics) == 1:
+        return metrics[0]
+    names = dict.fromkeys(name for one in metrics for name in one)
+    columns = {name: [one[name] for one in metrics if name in one] for name in names}
+    means = {name: sum(x) if name.endswith("/seconds") else sum(x) / len(x) for name, x in columns.items()}
+    return means | {"rollout/draws": float(len(metrics))}
+
+
 def _token_mean(values, mask) -> float:
     return float(np.sum(np.where(mask > 0, values, 0)) / max(np.sum(mask > 0), 1))
 

@@ -16,7 +16,7 @@ class PromptStatistics(NamedTuple):
     successes: jax.Array  # [X] float32: decayed sum of outcomes, the alpha of a Beta posterior
     failures: jax.Array  # [X] float32: decayed sum of 1 - outcome, its beta
     visits: jax.Array  # [X] int32: outcomes recorded
-    window: jax.Array  # [X, H] float32: the last H outcomes, a ring written at visits modulo H
+    window: jax.Array | None  # [X, H] float32: the last H outcomes, a ring written at visits modulo H; None: no ring
 
 
 def init(
@@ -33,9 +33,8 @@ def init(
     def whole(x):
         return jnp.broadcast_to(jnp.asarray(x, jnp.float32), (prompts,))
 
-    return PromptStatistics(
-        whole(successes), whole(failures), jnp.zeros(prompts, jnp.int32), jnp.zeros((prompts, window), jnp.float32)
-    )
+    ring = jnp.zeros((prompts, window), jnp.float32) if window else None
+    return PromptStatistics(whole(successes), whole(failures), jnp.zeros(prompts, jnp.int32), ring)
 
 
 def from_trials(successes: jax.Array, trials: int, *, strength: float = 8.0, window: int = 0) -> PromptStatistics:
@@ -91,8 +90,6 @@ def update(
 
 @jax.jit
 def _update(state, prompts, outcomes, retention):
-    memory = state.window.shape[1]
-
     def one(state, visit):
         prompt, outcome, kept = visit
         scorable = ~jnp.isnan(outcome)
@@ -101,8 +98,8 @@ def _update(state, prompts, outcomes, retention):
         successes = state.successes.at[prompt].set(kept * state.successes[prompt] + outcome)
         failures = state.failures.at[prompt].set(kept * state.failures[prompt] + jnp.where(scorable, 1 - outcome, 0))
         window = state.window
-        if memory:
-            place = state.visits[prompt] % memory
+        if window is not None:
+            place = state.visits[prompt] % window.shape[1]
             window = window.at[prompt, place].set(jnp.where(scorable, outcome, window[prompt, place]))
         return PromptStatistics(successes, failures, state.visits.at[prompt].add(scorable), window), None
 
@@ -122,7 +119,7 @@ def effective_count(state: PromptStatistics) -> jax.Array:
 
 def recent_rate(state: PromptStatistics) -> jax.Array:
     """[X]: the mean of the last H outcomes (of all, if there is no window); 0 for a prompt not seen yet."""
-    memory = state.window.shape[1]
-    if not memory:
+    if state.window is None:
         return success_rate(state)
-    return safe_divide(state.window.sum(axis=1), jnp.minimum(state.visits, memory).astype(jnp.float32))
+    seen = jnp.minimum(state.visits, state.window.shape[1])
+    return safe_divide(state.window.sum(axis=1), seen.astype(jnp.float32))

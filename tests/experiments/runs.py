@@ -92,6 +92,27 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.evaluation.max_questions=4",
         ),
     ),
+    "spo": (
+        "configs/spo.py:tiny",
+        (
+            "--config.train.steps=4",
+            "--config.rollout.prompts_per_step=16",
+            "--config.warm_start.steps=30",
+            "--config.prompts.trials=1",
+            "--config.prompts.window=3",
+            "--config.data.held_out=",
+        ),
+    ),
+    "gdro": (  # both controllers at once
+        "configs/gdro.py:tiny",
+        (
+            "--config.train.steps=4",
+            "--config.rollout.prompts_per_step=8",
+            "--config.warm_start.steps=30",
+            "--config.prompts.allocation.enabled=True",
+            "--config.data.held_out=",
+        ),
+    ),
     "sft": (
         "configs/sft_arithmetic.py:tiny",
         (
