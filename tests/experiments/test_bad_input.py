@@ -35,6 +35,17 @@ CASES = {
     "greedy rollouts": (["--config.rollout.temperature=0"], r"rollout.temperature must be > 0"),
     "an option of an advantage": (["--config.rl.advantages.scale=word"], r"scale.*'word'"),
     "an aggregation": (["--config.rl.loss.aggregation=mean"], r"unknown aggregation 'mean'"),
+    "leaving out a whole group": (["--config.rl.leave_out=8"], r"leave_out=8 must be less than"),
+    "a tracked baseline of groups": (["--config.prompts.baseline=True"], r"set config.rollout.group_size=1"),
+    "draws of chosen prompts": (
+        ["--config.prompts.sampling.enabled=True", "--config.rollout.max_draws=2"],
+        r"max_draws must be 1 where config.prompts chooses",
+    ),
+    "a mean outside of the arms": (
+        ["--config.prompts.allocation.enabled=True", "--config.prompts.allocation.most=6"],
+        r"least <= config.rollout.group_size <= most",
+    ),
+    "answers without a use": (["--config.data.answer_fields=('answer',)"], r"objective='policy_loss'.*no other does"),
     "weights": (["--config.reward.weights=(1.0, 2.0)"], r"1 entries and config.reward.weights 2"),
     "unknown reward": (["--config.reward.names=('last_word',)"], r"last_word.*last_integer"),
     "a reward of the user's": (["--config.reward.names=('nowhere:score',)"], r"nowhere"),
