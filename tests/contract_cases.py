@@ -23,7 +23,7 @@ from jaxalign.losses.value import value_loss
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
-from tests import contract_cases_given_answers, contract_cases_symbolic
+from tests import contract_cases_given_answers, contract_cases_preference, contract_cases_symbolic
 
 TIME, VOCABULARY, WIDTH, GROUP = 6, 11, 4, 4
 
@@ -194,6 +194,7 @@ CASES: dict[str, Builder] = {
     "value_loss": value_regression,
     **contract_cases_symbolic.cases(token_case),
     **contract_cases_given_answers.cases(token_case),
+    **contract_cases_preference.cases(token_case),
 }
 
 
