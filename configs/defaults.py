@@ -19,6 +19,8 @@ from jaxalign.errors import UserError
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
 from jaxalign.losses.policy_gradient import policy_loss
+from jaxalign.losses.preference import preference_loss
+from jaxalign.losses.preference_unpaired import unpaired_loss
 from jaxalign.losses.supervised import supervised_loss
 from jaxalign.methods import get_method
 from jaxalign.models.config import HUB_IDS
@@ -269,6 +271,52 @@ def sft(name: str, *, steps: int) -> ml_collections.ConfigDict:
     config.reward = reward()  # scores the held-out completions
     config.loss = options_of(supervised_loss, get_method("sft").loss)
     config.evaluation = evaluation(12)
+    return config
+
+
+def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.ConfigDict:
+    """Preference training on pairs of completions, or on labelled ones where the method's loss takes those."""
+    config = base(name, "preference", steps)
+    row = get_method(method)
+    labelled = row.pieces[0].endswith(":unpaired_loss")
+    config.data = questions()
+    config.data.source = "arithmetic_pairs?split=train"  # pairs; or questions, where config.samples makes pairs of them
+    config.data.held_out_pairs = "arithmetic_pairs?split=held_out"  # never trained on; "": no evaluation on pairs
+    config.data.held_out = ""  # questions for a solve rate; "": none
+    config.data.chosen_field = "chosen"
+    config.data.rejected_field = "rejected"
+    config.data.chosen_score_field = "chosen_score"
+    config.data.rejected_score_field = "rejected_score"
+    config.data.completion_field = "completion"  # of labelled rows
+    config.data.label_field = "label"  # true: desirable
+    config.data.max_completion_tokens = 256
+    config.data.bad = "error"  # error | skip: rows that make no pair are counted and left out
+
+    config.preference = ml_collections.ConfigDict()
+    config.preference.labelled = labelled  # single completions with labels; a pair of the source makes two of them
+    config.preference.pairs_per_step = 8  # rows of a batch
+    config.preference.share_prompt = True  # both completions behind one copy of their prompt (equal, and cheaper)
+    config.preference.length_desensitisation = 1.0  # LD-DPO's weight of tokens beyond the shorter completion; 1: off
+    config.preference.offset_scale = 1.0  # of odpo: the offset is this times the difference of scores
+
+    config.loss = options_of(unpaired_loss if labelled else preference_loss, row.loss)
+
+    config.samples = ml_collections.ConfigDict()  # pairs of the first policy's own samples on questions
+    config.samples.per_question = 0  # completions; 0: data.source holds pairs itself
+    config.samples.questions = 0  # how many questions; 0: all
+    config.samples.pairs_per_question = 2
+    config.samples.max_new_tokens = 12
+    config.samples.temperature = 1.0
+    config.samples.questions_at_once = 64
+    config.samples.slots = 64  # rows decoded at once; 0: all
+    config.reward = reward()  # ranks the samples, and scores the held-out completions
+
+    config.evaluation = evaluation(12)
+    config.evaluation.max_pairs = 256
+
+    config.warm_start = packing()  # supervised steps first, for untrained weights
+    config.warm_start.steps = 0
+    config.warm_start.learning_rate = 1e-3
     return config
 
 

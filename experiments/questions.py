@@ -53,12 +53,15 @@ class Questions:
         return ids
 
 
-def encode_prompt(tokenizer, prompt: str, data) -> list[int]:
-    """Token ids of a prompt: as a user message in the chat template if `data.chat`, else as it stands."""
-    if not data.chat:
+def encode_prompt(tokenizer, prompt: str | list, data) -> list[int]:
+    """Token ids of a prompt: as a user message in the chat template if `data.chat`, else as it stands.
+
+    A conversation (a list of messages) always goes through the template.
+    """
+    if isinstance(prompt, str) and not data.chat:
         return tokenizer.encode(prompt)
-    messages = [{"role": "user", "content": prompt}]
-    if data.system_prompt:
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if data.system_prompt and messages[0].get("role") != "system":
         messages.insert(0, {"role": "system", "content": data.system_prompt})
     return tokenizer.apply_chat(messages, add_generation_prompt=True, **data.template_options)
 

@@ -43,6 +43,145 @@ _POLICY_LOSS = "jaxalign.losses.policy_gradient:policy_loss"
 _GROUP = "jaxalign.rewards.advantages:group_advantages"
 _UNTRIED = "Formulas and contracts are tested; what it does to a language model has not been measured."
 
+
+def _pairs(name: str, title: str, paper: str, claim: str, **loss: Any) -> Method:
+    """A row of `preference_loss`; its config is the recipe of DPO with the name behind the colon."""
+    return Method(
+        name=name,
+        title=title,
+        paper=paper,
+        experiment="preference",
+        pieces=("jaxalign.losses.preference:preference_loss",),
+        config="configs/dpo_smollm.py" if name == "dpo" else f"configs/dpo_smollm.py:{name}",
+        claim=claim,
+        status=_UNTRIED,
+        loss=loss,
+    )
+
+
+def _labels(name: str, title: str, paper: str, claim: str, **loss: Any) -> Method:
+    """The same for `unpaired_loss`."""
+    row = _pairs(name, title, paper, claim, **loss)
+    return dataclasses.replace(row, pieces=("jaxalign.losses.preference_unpaired:unpaired_loss",))
+
+
+_RISES = "Held-out preference accuracy rises by more than its interval."
+
+_PREFERENCE_ROWS = (
+    _pairs("dpo", "Direct preference optimization", "2305.18290", _RISES, loss="dpo", beta=0.1),
+    _pairs(
+        "cdpo",
+        "Conservative DPO: smoothed labels",
+        "2305.18290",
+        "Margins stay bounded where dpo's grow.",
+        loss="dpo",
+        beta=0.1,
+        label_smoothing=0.1,
+    ),
+    _pairs(
+        "robust_dpo",
+        "Robust DPO: unbiased under flipped labels",
+        "2403.00409",
+        "With 30 % of labels flipped the policy ends nearer to the optimum than dpo's.",
+        loss="robust_dpo",
+        beta=0.1,
+        label_smoothing=0.1,
+    ),
+    _pairs(
+        "ipo",
+        "Identity preference optimization",
+        "2310.12036",
+        "Margins settle at 1 / (2 beta) under deterministic labels, where dpo's grow without limit.",
+        loss="ipo",
+        beta=0.1,
+    ),
+    _pairs("slic", "Sequence likelihood calibration", "2305.10425", _RISES, loss="slic", target_margin=1.0),
+    _pairs(
+        "simpo",
+        "SimPO: mean log-probs and a target margin, no reference",
+        "2405.14734",
+        "Accuracy rises without a reference, and completions grow less than with dpo.",
+        loss="simpo",
+        beta=2.0,
+        target_margin=0.5,
+    ),
+    _pairs("alphapo", "AlphaPO: the power reward of SimPO", "2501.03884", _RISES, loss="alphapo", power=0.25),
+    _pairs("cpo", "Contrastive preference optimization", "2401.08417", _RISES, loss="cpo", beta=0.1),
+    _pairs("orpo", "Odds-ratio preference optimization", "2403.07691", _RISES, loss="orpo", beta=0.1),
+    _pairs(
+        "rdpo",
+        "R-DPO: a penalty on length",
+        "2403.19159",
+        "Completions grow less than with dpo at equal accuracy.",
+        loss="rdpo",
+        length_penalty=0.01,
+    ),
+    _pairs(
+        "dpop",
+        "DPO-positive",
+        "2402.13228",
+        "Chosen log-probs do not fall below the reference's, where dpo's do.",
+        loss="dpop",
+        beta=0.3,
+        chosen_penalty=50.0,
+    ),
+    _pairs("exo", "Efficient exact optimization, of pairs", "2402.00856", _RISES, loss="exo", label_smoothing=1e-3),
+    _pairs(
+        "nca",
+        "Noise contrastive alignment, of pairs",
+        "2402.05369",
+        "Chosen log-probs fall less than with dpo.",
+        loss="nca",
+        beta=0.1,
+    ),
+    _pairs("sppo", "Self-play preference optimization, hard labels", "2405.00675", _RISES, loss="sppo", beta=1e-3),
+    _pairs("aot", "Alignment by optimal transport, of pairs", "2406.05882", _RISES, loss="aot", beta=0.1),
+    _pairs(
+        "aot_unpaired",
+        "Alignment by optimal transport, unpaired",
+        "2406.05882",
+        "Accuracy rises although chosen and rejected completions are not matched.",
+        loss="aot_unpaired",
+        beta=0.1,
+    ),
+    _pairs("discopop", "DiscoPOP: a discovered loss", "2406.08414", _RISES, loss="discopop", beta=0.05),
+    _pairs(
+        "apo_zero",
+        "Anchored preference optimization, zero",
+        "2408.06266",
+        "Chosen log-probs rise and rejected ones fall.",
+        loss="apo_zero",
+        beta=0.1,
+    ),
+    _pairs(
+        "apo_down",
+        "Anchored preference optimization, down",
+        "2408.06266",
+        "Both log-probs fall, the rejected one more.",
+        loss="apo_down",
+        beta=0.1,
+    ),
+    _pairs(
+        "f_dpo",
+        "f-DPO: other divergences than the reverse KL, here Jensen-Shannon",
+        "2309.16240",
+        _RISES,
+        loss="dpo",
+        divergence="js",
+    ),
+    _pairs("odpo", "DPO with an offset by scores", "2402.10571", _RISES, loss="odpo", beta=0.1),
+    _pairs("rrhf", "Rank responses to align, of pairs", "2304.05302", _RISES, loss="rrhf", likelihood_weight=1.0),
+    _pairs("mpo", "Mixed preference optimization", "2411.10442", _RISES, loss="mpo", beta=0.1),
+    _labels(
+        "kto",
+        "Kahneman-Tversky optimization of labelled completions",
+        "2402.01306",
+        "Rewards of desirable and undesirable held-out completions part.",
+        loss="kto",
+        beta=0.1,
+    ),
+)
+
 _ROWS = (
     Method(
         name="sft",
@@ -278,7 +417,7 @@ _ROWS = (
     ),
 )
 
-METHODS: dict[str, Method] = {row.name: row for row in _ROWS}
+METHODS: dict[str, Method] = {row.name: row for row in (*_ROWS, *_PREFERENCE_ROWS)}
 
 
 def get_method(name: str) -> Method:

@@ -6,6 +6,7 @@ from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, is_batch
 from jaxalign.losses.preference_tokens import sequence_sums
 from jaxalign.losses.preference_unpaired import UnpairedLogProbs, unpaired_loss
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
+from jaxalign.methods import METHODS
 
 
 def _sums(outputs, batch):
@@ -46,6 +47,7 @@ def label_case(token_case, options, seed, rows, dtype, scorer):
 
 def cases(token_case):
     pairs = {name: {"loss": name} for name in PREFERENCE_LOSSES}
+    pairs |= {name: row.loss for name, row in METHODS.items() if row.pieces[0].endswith(":preference_loss")}
     pairs["cpo with another likelihood"] = {"loss": "cpo", "likelihood": "sequence-mean"}
     pairs["dpo of an alpha divergence"] = {"loss": "dpo", "divergence": "alpha"}
     labels = {name: {"loss": name} for name in ("kto", "bco", "apo_zero_unpaired")}

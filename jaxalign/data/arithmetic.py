@@ -87,6 +87,30 @@ class Arithmetic:
         return f"arithmetic ({self.split}) row {index}"
 
 
+class ArithmeticPairs:
+    """The questions of `Arithmetic` with a right and a wrong answer: {'prompt', 'chosen', 'rejected', 'answer', 'id'}.
+
+    The wrong answer is off by 1 to 9, by how much follows from a hash of (seed, question). Options are those of
+    `Arithmetic`.
+    """
+
+    def __init__(self, split: str = "train", seed: int = 0, **options):
+        self._questions, self._seed = Arithmetic(split, seed, **options), seed
+
+    def __len__(self) -> int:
+        return len(self._questions)
+
+    def __getitem__(self, index: int) -> dict:
+        question = self._questions[index]
+        draw = _hash(self._seed, f"wrong {question['prompt']}")
+        right, distance = int(question["answer"]), 1 + draw[0] % 9
+        wrong = right - distance if draw[1] % 2 and right >= distance else right + distance
+        return question | {"chosen": question["answer"], "rejected": str(wrong)}
+
+    def where(self, index: int) -> str:
+        return self._questions.where(index)
+
+
 def _divide(
     operation: str, largest: int, negative: bool, split: str, seed: int, held_out: float, first_id: int
 ) -> list:

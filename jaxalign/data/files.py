@@ -20,21 +20,35 @@ class JsonLines:
     opens the file anew, which makes the source safe to use from threads and to send to other
     processes.
 
+    Args:
+        path: of the file.
+        on_broken: "error", or "skip" for leaving lines out that are not JSON objects; what was wrong
+            with them is then in `broken`, one message each.
+
     Raises UserError: no such file, no example in it, or a line that is not a JSON object (file and
     line are named).
     """
 
-    def __init__(self, path: str | pathlib.Path):
+    def __init__(self, path: str | pathlib.Path, on_broken: str = "error"):
+        if on_broken not in ("error", "skip"):
+            raise UserError(f"on_broken={on_broken!r} of {path} is not known; use error or skip")
         self.path = pathlib.Path(path)
+        self.broken: list[str] = []
         offsets, lines = [], []
         try:
             with open(self.path, "rb") as file:
                 offset = 0
                 for number, line in enumerate(file, start=1):
                     if line.strip(b"\xef\xbb\xbf \t\r\n"):
-                        self._parse(line, number)
-                        offsets.append(offset)
-                        lines.append(number)
+                        try:
+                            self._parse(line, number)
+                        except UserError as error:
+                            if on_broken == "error":
+                                raise
+                            self.broken.append(str(error))
+                        else:
+                            offsets.append(offset)
+                            lines.append(number)
                     offset += len(line)
         except OSError as error:
             raise UserError(f"cannot read {self.path}: {error.strerror}") from error

@@ -31,6 +31,8 @@ KINDS = {
     "saved_dataset": "jaxalign.data.files:saved_dataset",
     "tfds": "jaxalign.data.tfds_source:TfdsSource",
     "arithmetic": "jaxalign.data.arithmetic:Arithmetic",
+    "arithmetic_pairs": "jaxalign.data.arithmetic:ArithmeticPairs",
+    "harm_pairs": "jaxalign.data.harm_pairs:HarmPairs",
     "reasoning_gym": "jaxalign.data.reasoning_gym:ReasoningGym",
 }
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -44,6 +46,8 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "data/my_dataset?split=train"               a folder of `datasets.save_to_disk`
         "tfds:name:1.0.0?split=train&data_dir=/d"   a prepared TFDS data set
         "arithmetic?split=train"                    questions of `jaxalign.data.arithmetic`
+        "arithmetic_pairs?split=train"              the same with a right and a wrong answer
+        "harm_pairs?split=train"                    human judgements of harm (`jaxalign.data.harm_pairs`)
         "reasoning_gym:chain_sum?size=500&seed=1"   a generator of reasoning-gym
 
     As a mapping: the same keys as keyword arguments, and `kind` (a key of `KINDS`) or `path`, from
@@ -153,6 +157,10 @@ class Concatenated:
 
     def where(self, index: int) -> str:
         return where(*self._locate(index))
+
+    @property
+    def broken(self) -> list[str]:
+        return [message for source in self._sources for message in getattr(source, "broken", [])]
 
 
 class Renamed:

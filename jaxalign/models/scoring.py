@@ -32,11 +32,16 @@ def completion_log_probs(
     return jax.tree.map(lambda a: a.reshape(completions.shape), scored)
 
 
-def frozen_copy(decoder: Decoder, params):
-    """A copy for scoring only, a reference policy: kernels and tables in the compute dtype (half the bytes)."""
+def frozen_copy(decoder: Decoder, params, *, exact: bool = False):
+    """A copy for scoring only, a reference policy: kernels and tables in the compute dtype (half the bytes).
+
+    `exact` keeps the embedding table as it is. Products read kernels in the compute dtype anyway, so that log-probs are
+    then those of `params` bit for bit, where a rounded table moves them by some hundredths of a nat.
+    """
+    small = ("kernel",) if exact else ("kernel", "embedding")
 
     def copy(path, leaf):
-        table = path[-1].key in ("kernel", "embedding")
-        return leaf.astype(decoder.compute_dtype) if table else leaf + 0  # + 0: never an alias of a donated buffer
+        cast = path[-1].key in small
+        return leaf.astype(decoder.compute_dtype) if cast else leaf + 0  # + 0: never an alias of a donated buffer
 
     return jax.jit(lambda tree: jax.tree_util.tree_map_with_path(copy, tree))(params)

@@ -122,4 +122,18 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.evaluation.max_questions=4",
         ),
     ),
+    "preference": (
+        "configs/dpo_verifiable.py:tiny",
+        (
+            "--config.train.steps=4",
+            "--config.preference.pairs_per_step=8",
+            "--config.samples.per_question=4",
+            "--config.samples.questions=32",
+            "--config.warm_start.steps=8",
+            "--config.optimizer.schedule=constant",
+            "--config.evaluation.max_questions=4",
+            "--config.data.held_out_pairs=arithmetic_pairs?split=held_out&operations=+&template={question}=",
+            "--config.evaluation.max_pairs=12",
+        ),
+    ),
 }

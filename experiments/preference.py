@@ -1,0 +1,259 @@
+"""Preference training of a decoder: pairs (chosen, rejected) or labelled completions, under any loss of the two tables.
+
+A step scores both completions of each pair with one forward pass, and the loss reads their summed log-probs. The
+reference is a frozen copy of the first weights. What a paper changes is a setting of the loss (`config.loss`, see
+`jaxalign.losses.preference` and `preference_unpaired`), never this file.
+"""
+
+import math
+import time
+from collections.abc import Sequence
+
+import jax
+import numpy as np
+
+from experiments.own_samples import sample_pairs
+from experiments.pairs import Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
+from experiments.questions import HeldOut, Questions, make_rewards
+from experiments.session import Session
+from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
+from experiments.warm_start import warm_start
+from jaxalign import objective
+from jaxalign.data.order import Batches, BatchIterator
+from jaxalign.data.preferences import Preference
+from jaxalign.errors import UserError
+from jaxalign.models.scoring import frozen_copy
+from jaxalign.training.loop import Advance
+from jaxalign.training.mesh import put_batch
+from jaxalign.training.step import make_train_step
+
+
+class Scorer:
+    """Summed log-probs of any number of rows, `size` at a time, by one compiled program."""
+
+    def __init__(self, model, collate: Collate, preference):
+        self._collate, self._size, self._mesh = collate, preference.pairs_per_step, model.mesh
+        self._score = jax.jit(make_score(model.decoder, preference))
+
+    def batch(self, params, batch: PairBatch) -> Sums:
+        """Of a host batch; on the device."""
+        return self._score(params, put_batch(batch._replace(reference=None), self._mesh))
+
+    def __call__(self, params, rows: Sequence[Preference]) -> Sums:
+        """Of rows; on the host."""
+        found = []
+        for start in range(0, len(rows), self._size):
+            part = rows[start : start + self._size]
+            found.append(jax.device_get(self.batch(params, self._collate(part, self._size))))
+        return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
+
+
+class HeldOutPairs:
+    """Loss, margins, accuracies and log-probs on held-out rows, all of them in one call of the loss."""
+
+    def __init__(self, rows: Sequence[Preference], scorer: Scorer, measure: Measure, collate: Collate):
+        self._rows, self._scorer, self._measure = rows, scorer, measure
+        self._side = collate(rows).side
+        self._reference = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def set_reference(self, reference) -> None:
+        """Scores the rows by the reference's weights, once."""
+        self._reference = self._scorer(reference, self._rows).log_probs
+
+    def metrics(self, params) -> dict[str, float]:
+        return self._metrics(self._scorer(params, self._rows))
+
+    def _metrics(self, sums: Sums) -> dict[str, float]:
+        found = self._measure(sums, self._reference, self._side, np.ones(len(self._rows), np.float32))
+        means = objective.metric_means(found.metrics) | {"loss": objective.loss(found)}
+        return {f"pairs/{name}": float(value) for name, value in means.items()}
+
+    def record(self, session: Session, params, when: str) -> None:
+        """Hands the table of the session the accuracy, and the mean log-probs of both completions."""
+        if session.has("held-out log-prob, first completion", when):
+            return
+        session.print(f"  scoring {len(self)} held-out rows {when} training ...")
+        sums = self._scorer(params, self._rows)
+        if not self._measure.labelled:
+            session.record("held-out preference accuracy (ties 1/2)", when, self._right(sums))
+        session.record("held-out log-prob, first completion", when, sums.log_probs[:, 0], "nats")
+        session.record("held-out log-prob, second completion", when, sums.log_probs[:, 1], "nats")
+
+    def _right(self, sums: Sums) -> np.ndarray:
+        rewards = sums.log_probs if self._reference is None else sums.log_probs - self._reference
+        if self._measure.uses_means:
+            rewards = rewards / np.maximum(sums.lengths, 1)
+        return (1 + np.sign(rewards[:, 0] - rewards[:, 1])) / 2
+
+
+def check(config) -> None:
+    """Refuses settings that cannot work together. Raises UserError."""
+    preference = config.preference
+    if preference.pairs_per_step % config.train.micro_batches:
+        raise UserError(
+            f"config.preference.pairs_per_step={preference.pairs_per_step} does not divide into "
+            f"config.train.micro_batches={config.train.micro_batches} parts"
+        )
+    if not 0 <= preference.length_desensitisation <= 1:
+        raise UserError(
+            f"config.preference.length_desensitisation={preference.length_desensitisation} must be in [0, 1]; 1 is off"
+        )
+    if preference.labelled and preference.length_desensitisation != 1:
+        raise UserError("config.preference.length_desensitisation compares the completions of a pair: labels have none")
+    if jax.process_count() > 1:
+        raise UserError(
+            "the preference experiment evaluates in one process; start it on one host (more devices are fine)"
+        )
+
+
+def check_start(policy: Sums, reference: Sums, measure: Measure, side) -> None:
+    """Before the first step the policy is its reference: margin 0, KL 0, and the loss (of DPO: log 2) that follows.
+
+    Raises UserError: it is not.
+    """
+    mask = np.ones(len(side), np.float32)
+    found = measure(policy, reference.log_probs, side, mask)
+    wanted = measure(reference, reference.log_probs, side, mask)
+    losses = float(objective.loss(found)), float(objective.loss(wanted))
+    difference = np.abs(np.asarray(policy.log_probs) - np.asarray(reference.log_probs)).max()
+    allowed = 1e-2 + 1e-3 * np.abs(np.asarray(reference.log_probs)).max()  # rounding of long sums in bfloat16
+    if not (difference <= allowed and math.isclose(*losses, rel_tol=1e-2, abs_tol=1e-2)):
+        raise UserError(
+            f"before the first step the policy is not its reference: summed log-probs differ by up to {difference:.3g} "
+            f"nats and the loss is {losses[0]:.6g} instead of {losses[1]:.6g}; both must be computed from the same "
+            "weights, template and masks"
+        )
+
+
+def run(config, workdir: str) -> None:
+    """Trains with `config` in `workdir`; the same call again resumes."""
+    check(config)
+    preference = config.preference
+    with Session(config, workdir) as session:
+        measure = Measure(config)
+        if measure.batch_coupled and config.train.micro_batches > 1:
+            raise UserError(
+                f"config.train.micro_batches={config.train.micro_batches}: the rows of loss {config.loss.loss!r} with "
+                "these options interact over the whole batch, so it cannot be split; use 1 (or "
+                "--config.loss.likelihood=sequence-mean where the likelihood term is what couples them)"
+            )
+        model = build_model(config)
+        session.print(f"model: {model.source}")  # the first line: which weights, and why these
+        first_params = None
+
+        def start_params():
+            """The first policy; read, and trained if there is a warm start, once."""
+            nonlocal first_params
+            if first_params is None:
+                first_params = warm_start(config, model, session) if config.warm_start.steps else model.read()
+            return first_params
+
+        spec = config.data.source
+        if config.samples.per_question:
+            path = session.workdir / "samples.jsonl"
+            if not path.exists():
+                with make_rewards(config.reward) as rewards:
+                    sample_pairs(config, model, start_params(), rewards, path, session)
+            spec = str(path)
+        train = read_preferences(spec, model.tokenizer, config)
+        held_out_rows = ()
+        if config.data.held_out_pairs:
+            held_out_rows = read_preferences(config.data.held_out_pairs, model.tokenizer, config).rows
+            held_out_rows = held_out_rows[: config.evaluation.max_pairs]
+        collate = Collate(train.rows, held_out_rows, labelled=preference.labelled)
+        batches = Batches(train, preference.pairs_per_step, seed=config.seed)
+        held_out = None
+        if config.data.held_out:
+            questions = Questions(config.data.held_out, model.tokenizer, config.data, "held_out")
+            rewards = session.enter(make_rewards(config.reward))
+            held_out = HeldOut(model.decoder, model.tokenizer, questions, rewards, config.evaluation)
+        optimizer = build_optimizer(config)
+        kind = "labelled completions" if preference.labelled else "pairs"
+        session.announce(
+            {
+                "model": model.source,
+                "parameters": model.describe(),
+                "data": f"{spec}: {len(train)} {kind}"
+                + (f", {train.describe_left_out()}" if train.left_out else "")
+                + (f"; held out: {len(held_out_rows)} of {config.data.held_out_pairs}" if held_out_rows else ""),
+                "step": f"{preference.pairs_per_step} {kind} under the loss {config.loss.loss}",
+                "held out": config.data.held_out or None,
+            },
+            model.mesh,
+        )
+
+        # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state.
+        reference_in_state = measure.needs_reference and config.warm_start.steps > 0
+        copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0)), exact=True))
+        layout = state_layout(model, optimizer, {"reference": copy} if reference_in_state else {})
+        loss_fn = make_loss(model.decoder, preference, measure)
+        # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
+        shapes = collate.abstract(preference.pairs_per_step, with_reference=measure.needs_reference)
+        jax.eval_shape(loss_fn, layout.abstract.params, shapes, layout.abstract.key, layout.abstract.extra)
+        train_step = make_train_step(
+            loss_fn, optimizer, mesh=model.mesh, shardings=layout.shardings, micro_batches=config.train.micro_batches
+        )
+        scorer = Scorer(model, collate, preference)
+        pairs = HeldOutPairs(held_out_rows, scorer, measure, collate) if held_out_rows else None
+
+        reference = None
+        if session.latest is not None and measure.needs_reference and not reference_in_state:
+            reference = frozen_copy(
+                model.decoder, model.read(), exact=True
+            )  # before the state: two sets of weights never coexist
+        restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
+        if restored is not None:
+            state, start = restored
+            reference = state.extra["reference"] if reference_in_state else reference
+        else:
+            params = start_params()
+            first_params = None  # the state owns them from here on
+            if measure.needs_reference:
+                reference = frozen_copy(model.decoder, params, exact=True)
+                first = collate(batches[0])
+                check_start(scorer.batch(params, first), scorer.batch(reference, first), measure, first.side)
+            if held_out is not None:
+                held_out.record(session, params, "before")
+            if pairs is not None:
+                if measure.needs_reference:
+                    pairs.set_reference(reference)
+                pairs.record(session, params, "before")
+            extra = {"reference": reference} if reference_in_state else {}
+            state, start = fresh_state(config, params, optimizer, layout, extra), 0
+        if restored is not None and pairs is not None and measure.needs_reference:
+            pairs.set_reference(reference)
+
+        def advance(state, step: int) -> Advance:
+            frozen = state.extra["reference"] if reference_in_state else reference
+            began = time.perf_counter()
+            batch = collate(batches[step])
+            on_device = put_batch(batch, model.mesh)
+            if measure.needs_reference:
+                on_device = on_device._replace(reference=scorer.batch(frozen, batch).log_probs)
+            state, metrics = train_step(state, on_device)
+            metrics = {name: float(value) for name, value in metrics.items()}
+            metrics["completion_length"] = float(batch.mask.sum() / (2 * preference.pairs_per_step))
+            tokens = float(batch.mask.sum() + batch.prompt_lengths.sum())
+            metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
+            return Advance(state, metrics, [], on_device)
+
+        def evaluate(state, done: int) -> dict[str, float]:
+            del done
+            metrics = {} if held_out is None else held_out.metrics(state.params)
+            return metrics | ({} if pairs is None else pairs.metrics(state.params))
+
+        state, done = session.fit(
+            state,
+            advance,
+            start=start,
+            data_state=lambda done: BatchIterator(batches, done).get_state(),
+            evaluate=None if held_out is None and pairs is None else evaluate,
+        )
+        if not session.stopped:
+            for evaluation in (held_out, pairs):
+                if evaluation is not None:
+                    evaluation.record(session, state.params, "after")
+        session.finish(done)

@@ -1,0 +1,141 @@
+"""Human judgements of harm as preference pairs: the scored responses that the `pyrit` package ships.
+
+Answers of language models to (mostly harmful) requests, each with human scores of its harm in [0, 1]. Two answers to
+the same request whose mean scores differ are a pair; the less harmful one is chosen. The files are read where the
+installed package keeps them; the package itself is never imported.
+"""
+
+import csv
+import hashlib
+import importlib.util
+import itertools
+import pathlib
+from collections import defaultdict
+
+from jaxalign.errors import UserError
+
+_FOLDER = ("datasets", "scorer_evals", "harm")
+
+
+class HarmPairs:
+    """A source of {'prompt', 'chosen', 'rejected', 'chosen_score', 'rejected_score', 'category', 'id'}.
+
+    Scores are minus the harm, so that more is better. All pairs of one request fall on the same side of the split,
+    which follows from a hash of (seed, request); `per_prompt` limits how many pairs one request gives (the first ones
+    in the order of a hash), as a few requests have dozens of answers.
+
+    Args:
+      split: "train", "held_out" or "all".
+      held_out: share of requests that are held out.
+      seed: of the split and the order.
+      per_prompt: at most so many pairs of one request; 0 takes all.
+      least_difference: of the two scores, in (0, 1].
+      folder: of the CSV files; by default that of the installed package.
+
+    Raises UserError: no such package, split or share, nothing left.
+    """
+
+    def __init__(
+        self,
+        split: str = "train",
+        held_out: float = 0.2,
+        seed: int = 0,
+        per_prompt: int = 0,
+        least_difference: float = 0.0,
+        folder: str | None = None,
+    ):
+        if split not in ("train", "held_out", "all"):
+            raise UserError(f"harm_pairs split {split!r} is not known; choose train, held_out or all")
+        if not 0 <= held_out < 1 or per_prompt < 0:
+            raise UserError(f"harm_pairs held_out={held_out} must be in [0, 1) and per_prompt={per_prompt} at least 0")
+        self.split = split
+        answers = _answers(_installed() if folder is None else pathlib.Path(folder))
+        rows = []
+        for prompt, found in answers.items():
+            side = "held_out" if _share(seed, prompt) < held_out else "train"
+            if split in (side, "all"):
+                rows += _pairs_of(prompt, found, seed, per_prompt, least_difference)
+        rows.sort(key=lambda row: _hash(seed, row["prompt"] + "\0" + row["chosen"] + "\0" + row["rejected"]))
+        if not rows:
+            raise UserError(f"harm_pairs has no pair in split {split!r} with least_difference={least_difference}")
+        self._rows = [row | {"id": index} for index, row in enumerate(rows)]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: int) -> dict:
+        return dict(self._rows[index])
+
+    def where(self, index: int) -> str:
+        return f"harm_pairs ({self.split}) row {index}"
+
+
+def _installed() -> pathlib.Path:
+    spec = importlib.util.find_spec("pyrit")
+    places = [] if spec is None else list(spec.submodule_search_locations or ())
+    for place in places:
+        folder = pathlib.Path(place, *_FOLDER)
+        if folder.is_dir():
+            return folder
+    raise UserError(
+        "data source 'harm_pairs' reads the files of the package pyrit, which is "
+        f"{'not installed' if spec is None else 'installed without them'}: pip install --no-deps 'pyrit==1.1.0' "
+        "(10 MB; its own dependencies are not needed)"
+    )
+
+
+def _answers(folder: pathlib.Path) -> dict[str, dict[str, tuple[float, str]]]:
+    """request -> answer -> (mean human score of harm, category)."""
+    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    category = {}
+    for path in sorted(folder.glob("*.csv")):
+        if path.name.startswith("mini_"):  # rows of another file again
+            continue
+        with open(path, encoding="utf-8-sig", errors="replace", newline="") as file:
+            first = file.readline()
+            if not first.startswith("#"):  # some versions have no line of versions
+                file.seek(0)
+            for row in csv.DictReader(file):
+                prompt, answer = (row.get("objective") or "").strip(), (row.get("assistant_response") or "").strip()
+                found = [
+                    float(value) for name, value in row.items() if (name or "").startswith("human_score") and value
+                ]
+                if prompt and answer and found and (row.get("data_type") or "text") == "text":
+                    scores[prompt][answer] += found
+                    category.setdefault(prompt, (row.get("harm_category") or "").lower())
+    if not scores:
+        raise UserError(f"{folder} has no CSV files with the columns objective, assistant_response and human_score")
+    return {
+        prompt: {answer: (sum(found) / len(found), category[prompt]) for answer, found in answers.items()}
+        for prompt, answers in scores.items()
+    }
+
+
+def _pairs_of(prompt, answers, seed, per_prompt, least_difference) -> list[dict]:
+    rows = []
+    for (one, (harm, kind)), (other, (other_harm, _)) in itertools.combinations(answers.items(), 2):
+        if harm == other_harm or abs(harm - other_harm) < least_difference:
+            continue
+        better, worse = (one, other) if harm < other_harm else (other, one)
+        low, high = sorted((harm, other_harm))
+        rows.append(
+            {
+                "prompt": prompt,
+                "chosen": better,
+                "rejected": worse,
+                "chosen_score": -low,
+                "rejected_score": -high,
+                "category": kind,
+            }
+        )
+    rows.sort(key=lambda row: _hash(seed, row["chosen"] + "\0" + row["rejected"]))
+    return rows[:per_prompt] if per_prompt else rows
+
+
+def _hash(seed: int, text: str) -> bytes:
+    return hashlib.sha256(f"{seed}:{text}".encode()).digest()
+
+
+def _share(seed: int, text: str) -> float:
+    """Uniform in [0, 1) by text."""
+    return int.from_bytes(_hash(seed, text)[:6], "big") / 2**48
