@@ -1,7 +1,7 @@
 """Pairs of completions as batches, their summed log-probs, and what a preference loss makes of them."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, get_args
 
 import chex
 import jax
@@ -11,10 +11,11 @@ import numpy as np
 from experiments.questions import PROMPT_BUCKET, encode_prompt, padded
 from jaxalign.data.preferences import Preference, Preferences
 from jaxalign.decoding.sampler import bucket_length
+from jaxalign.errors import UserError
 from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, preference_loss
 from jaxalign.losses.preference import is_batch_coupled as pairs_interact
 from jaxalign.losses.preference_tokens import length_desensitised_weights, sequence_sums
-from jaxalign.losses.preference_unpaired import UnpairedLogProbs, unpaired_loss
+from jaxalign.losses.preference_unpaired import UnpairedLogProbs, UnpairedLoss, unpaired_loss
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
 from jaxalign.models.scoring import completion_log_probs
 from jaxalign.objective import Objective
@@ -110,11 +111,19 @@ def make_score(decoder, preference) -> Callable[..., Sums]:
 
 
 class Measure:
-    """What the config's loss makes of sums: the same for a training batch and for all held-out pairs together."""
+    """What the config's loss makes of sums: the same for a training batch and for all held-out pairs together.
+
+    Raises UserError: unknown loss.
+    """
 
     def __init__(self, config):
         self.options = dict(config.loss)
         self.labelled = config.preference.labelled
+        known = get_args(UnpairedLoss) if self.labelled else tuple(PREFERENCE_LOSSES)
+        if self.options["loss"] not in known:
+            raise UserError(
+                f"config.loss.loss={self.options['loss']!r} is not known here; use one of {', '.join(known)}"
+            )
         self._offset_scale = config.preference.offset_scale
         self.needs_reference = self.labelled or PREFERENCE_LOSSES[self.options["loss"]].needs_reference
         # whether the implicit reward is per token: of the losses without a reference that read mean log-probs

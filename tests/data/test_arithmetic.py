@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jaxalign.data.arithmetic import Arithmetic
+from jaxalign.data.arithmetic import Arithmetic, ArithmeticPairs
 from jaxalign.data.sources import load_source
 from jaxalign.errors import UserError
 
@@ -88,3 +88,18 @@ def test_differences_below_zero_stay_with_their_twins():
 def test_bad_options(options):
     with pytest.raises(UserError):
         Arithmetic(**options)
+
+
+def test_pairs_have_one_right_answer():
+    pairs, questions = ArithmeticPairs("held_out", operations="+-"), Arithmetic("held_out", operations="+-")
+    assert len(pairs) == len(questions)
+    distances = set()
+    for index in range(len(pairs)):
+        pair, question = pairs[index], questions[index]
+        assert pair["prompt"] == question["prompt"]
+        assert pair["chosen"] == question["answer"]
+        assert int(pair["rejected"]) >= 0
+        distances.add(int(pair["rejected"]) - int(pair["chosen"]))
+    assert 0 not in distances
+    assert min(distances) < 0 < max(distances)
+    assert pairs.where(3) == questions.where(3)

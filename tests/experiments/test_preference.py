@@ -1,0 +1,180 @@
+"""The preference experiment: what it scores, how it starts, and what it refuses."""
+
+import json
+import math
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from configs import dpo_smollm
+from experiments.own_samples import sample_pairs
+from experiments.pairs import Collate, Measure, Sums, make_score
+from experiments.preference import HeldOutPairs, check_start
+from experiments.setup import build_model
+from jaxalign.data.preferences import Preference
+from jaxalign.errors import UserError
+from jaxalign.models.scoring import completion_log_probs
+from tests.experiments.test_bad_input import fails
+
+TINY = "configs/dpo_smollm.py:tiny"
+ROWS = [
+    Preference([7, 8, 9], ([1, 2], [3, 4, 5, 6]), True, 1.5),
+    Preference([7] * 11, ([9], [8, 7]), False, -0.5),
+    Preference([5], ([1, 2, 3], [4])),
+]
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    config = dpo_smollm.get_config("tiny")
+    config.model.compute_dtype = "float32"
+    config.mesh.data = 1
+    config.mesh.fsdp = jax.device_count()
+    model = build_model(config)
+    return config, model, model.read()
+
+
+def test_sums_are_those_of_each_completion_alone(tiny):
+    """Two completions behind one prompt, in a padded batch, against one row for each without any padding."""
+    config, model, params = tiny
+    collate = Collate(ROWS, labelled=False)
+    sums = make_score(model.decoder, config.preference)(params, collate(ROWS, 4))
+    assert sums.log_probs.shape == (4, 2)
+    np.testing.assert_array_equal(sums.lengths, [[2, 4], [1, 2], [3, 1], [0, 0]])
+    for i, row in enumerate(ROWS):
+        for k, ids in enumerate(row.completion_ids):
+            alone = completion_log_probs(
+                model.decoder,
+                params,
+                np.array([row.prompt_ids]),
+                np.array([len(row.prompt_ids)]),
+                np.array([[ids]]),
+                np.ones((1, 1, len(ids))),
+            )
+            np.testing.assert_allclose(sums.log_probs[i, k], alone.log_probs.sum(), rtol=1e-5)
+
+
+def test_ld_dpo_counts_the_longer_completion_less(tiny):
+    config, model, params = tiny
+    batch = Collate(ROWS, labelled=False)(ROWS)
+    preference = config.preference.copy_and_resolve_references()
+    preference.length_desensitisation = 0.0
+    short = make_score(model.decoder, preference)(params, batch)
+    cut = [
+        row._replace(completion_ids=tuple(ids[: min(map(len, row.completion_ids))] for ids in row.completion_ids))
+        for row in ROWS
+    ]
+    wanted = make_score(model.decoder, config.preference)(params, Collate(cut, labelled=False)(cut))
+    np.testing.assert_allclose(short.log_probs, wanted.log_probs, rtol=1e-5)
+
+
+def test_the_third_column_is_label_or_score():
+    np.testing.assert_array_equal(Collate(ROWS, labelled=True)(ROWS).side, [1, 0, 1])
+    np.testing.assert_array_equal(Collate(ROWS, labelled=False)(ROWS).side, [1.5, -0.5, 0])
+
+
+def sums_of(*rows):
+    return Sums(np.array(rows, np.float32), np.full((len(rows), 2), 4.0, np.float32))
+
+
+@pytest.mark.parametrize(
+    ("word", "value"), [("dpo", math.log(2)), ("ipo", 25.0), ("kto", 0.5), ("nca", 2 * math.log(2))]
+)
+def test_a_run_starts_at_its_reference(word, value):
+    """The loss at margin 0 is known; a policy that is somewhere else stops the run."""
+    measure = Measure(dpo_smollm.get_config(f"tiny,{word}"))
+    start, side = sums_of([-3, -5], [-20, -7]), np.array([1, 0], np.float32)
+    found = measure(start, start.log_probs, side, np.ones(2))
+    np.testing.assert_allclose(found.total / found.weight, value, rtol=1e-6)
+    check_start(start, start, measure, side)
+    elsewhere = start._replace(log_probs=start.log_probs + np.array([[0, 0.1], [0, 0]], np.float32))
+    with pytest.raises(UserError, match=r"before the first step the policy is not its reference.*up to 0.1 nats"):
+        check_start(elsewhere, start, measure, side)
+
+
+def test_held_out_accuracy_counts_ties_half():
+    class Scorer:
+        def __call__(self, params, rows):
+            return params
+
+    for word, expected in (("dpo", [0.5, 1, 0]), ("simpo", [0, 1, 1])):
+        held_out = HeldOutPairs(
+            ROWS, Scorer(), Measure(dpo_smollm.get_config(f"tiny,{word}")), Collate(ROWS, labelled=False)
+        )
+        if word == "dpo":
+            held_out.set_reference(sums_of([-4, -3], [-9, -8], [-1, -9]))
+        policy = sums_of([-4, -3], [-6, -8], [-2, -4])
+        np.testing.assert_array_equal(held_out._right(policy), expected)
+        assert held_out.metrics(policy)["pairs/accuracy"] == pytest.approx(np.mean(np.array(expected) == 1))
+
+
+CASES = {
+    "an option that a loss does not know": (
+        ["--config.loss.label_smoothing=0.1"],
+        "configs/dpo_smollm.py:tiny,sppo",
+        "loss 'sppo' has no option 'label_smoothing'",
+    ),
+    "an unknown loss": (["--config.loss.loss=dppo"], TINY, "dppo"),
+    "beta": (["--config.loss.beta=0.0"], TINY, "beta=0.0 of loss 'dpo' must be more than 0"),
+    "coupled rows": (
+        ["--config.train.micro_batches=2"],
+        "configs/dpo_smollm.py:tiny,aot",
+        "interact over the whole batch",
+    ),
+    "coupled likelihood": (
+        ["--config.train.micro_batches=2"],
+        "configs/dpo_smollm.py:tiny,cpo",
+        "likelihood=sequence-mean",
+    ),
+    "parts": (["--config.train.micro_batches=3"], TINY, "pairs_per_step=16 does not divide"),
+    "long prompts": (["--config.data.max_prompt_tokens=3"], TINY, "row 0 has a prompt of .* tokens, more than"),
+    "scores": ([], "configs/dpo_smollm.py:tiny,odpo", "has no numbers under 'chosen_score'"),
+    "two methods": ([], "configs/dpo_smollm.py:dpo,ipo", "exclude each other"),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_settings(case, tmp_path, capsys):
+    arguments, spec, message = CASES[case]
+    found = fails(capsys, tmp_path, *arguments, spec=spec)
+    assert re.search(message, found), found
+    assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
+
+
+class Talk:
+    def print(self, text):
+        self.text = text
+
+
+def test_own_samples_pair_right_with_wrong_ones(tiny, tmp_path):
+    """Ids as they were sampled; the better score is chosen; no pair twice."""
+    config, model, params = tiny
+    config = config.copy_and_resolve_references()
+    config.data.source = "arithmetic?split=train&operations=+&template={question}="
+    config.samples.update(per_question=6, questions=12, pairs_per_question=2, max_new_tokens=3, questions_at_once=5)
+
+    class Rewards:
+        """Likes even byte counts."""
+
+        def __call__(self, prompts, texts, examples):
+            scores = np.array([[len(text) % 2] for text in texts], np.float32)
+            scores[0] = np.nan
+            return type("Result", (), {"rewards": scores})
+
+    talk = Talk()
+    sample_pairs(config, model, params, Rewards(), tmp_path / "samples.jsonl", talk)
+    rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
+    assert 0 < len(rows) <= 24
+    assert f"{len(rows)} pairs" in talk.text
+    assert len({json.dumps((row["prompt"], row["chosen_ids"], row["rejected_ids"])) for row in rows}) == len(rows)
+    for row in rows:
+        assert (row["chosen_score"], row["rejected_score"]) == (1, 0)
+        assert len(row["chosen"]) % 2 == 1 and len(row["rejected"]) % 2 == 0
+        assert model.tokenizer.decode(row["chosen_ids"]) == row["chosen"]
+
+    Rewards.__call__ = lambda self, prompts, texts, examples: type("Result", (), {"rewards": np.ones((len(texts), 1))})
+    with pytest.raises(UserError, match="give no pair"):
+        sample_pairs(config, model, params, Rewards(), tmp_path / "none.jsonl", talk)
+    assert not (tmp_path / "none.jsonl").exists()
