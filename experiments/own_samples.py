@@ -7,16 +7,19 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from experiments.questions import PROMPT_BUCKET, Questions, completion_texts
+from experiments.questions import PROMPT_BUCKET, Questions, completion_texts, score_completions
 from experiments.session import Session
 from experiments.setup import Model
 from jaxalign.decoding.sampler import Sampler, SamplingConfig, pad_prompts
 from jaxalign.errors import UserError
 from jaxalign.rewards.runner import RewardRunner
+from jaxalign.training.mesh import all_processes, gather
 
 
 def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path, session: Session) -> None:
     """Writes pairs as JSON lines of ids and texts to `path`, all at once when they are complete.
+
+    All processes of a run take part; the first one writes.
 
     The questions are those of `config.data.source`. Of each the best and the worst completion by the first reward are a
     pair, then the next of both ends, up to `config.samples.pairs_per_question` different ones; completions of equal
@@ -32,7 +35,7 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
         temperature=options.temperature,
         stop_token_ids=tuple(model.tokenizer.eos_ids),
     )
-    sampler = Sampler(model.decoder, sampling, slots=options.slots or None)
+    sampler = Sampler(model.decoder, sampling, slots=options.slots or None, mesh=model.mesh)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
     lines, solved = [], []
     session.print(f"  sampling {options.per_question} completions of each of {count} questions ...")
@@ -42,10 +45,10 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
         found = sampler.sample(
             params, prompts, lengths, jax.random.fold_in(key, start), samples_per_prompt=options.per_question
         )
-        found = jax.device_get(found)
+        found = gather(found)
         texts = completion_texts(model.tokenizer, found.ids, found.lengths)
         repeated = [question for question in batch for _ in range(options.per_question)]
-        scores = rewards([question["prompt"] for question in repeated], texts, repeated).rewards[:, 0]
+        scores = score_completions(rewards, texts, repeated).rewards[:, 0]
         solved.append(np.nan_to_num(scores))
         for number, question in enumerate(batch):
             own = range(number * options.per_question, (number + 1) * options.per_question)
@@ -74,7 +77,9 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
             f"questions all have the same reward (mean {rate:.3g}); take other questions or raise "
             "config.samples.per_question"
         )
-    partial = path.with_suffix(".partial")
-    partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
+    if jax.process_index() == 0:
+        partial = path.with_suffix(".partial")
+        partial.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+        os.replace(partial, path)
+    all_processes(np.zeros(()))  # nobody reads before it is written
     session.print(f"  own samples: mean reward {rate:.3f}, {len(lines)} pairs in {path}")

@@ -19,6 +19,7 @@ from jaxalign.losses.preference_unpaired import UnpairedLogProbs, UnpairedLoss, 
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
 from jaxalign.models.scoring import completion_log_probs
 from jaxalign.objective import Objective
+from jaxalign.training.accumulation import CoupledLoss
 
 COMPLETION_BUCKET = 8  # completions are padded to a multiple of this many tokens
 
@@ -142,11 +143,16 @@ class Measure:
 
 
 def make_loss(decoder, preference, measure: Measure) -> Callable:
-    """loss_fn(params, PairBatch, key, extra) -> Objective."""
+    """loss_fn(params, PairBatch, key, extra) -> Objective; cut at the sums if the rows of a batch interact."""
     score = make_score(decoder, preference)
 
-    def loss_fn(params, batch: PairBatch, key, extra):
+    def outputs(params, batch: PairBatch, key, extra) -> Sums:
         del key, extra
-        return measure(score(params, batch), batch.reference, batch.side, jnp.ones_like(batch.side))
+        return score(params, batch)
 
-    return loss_fn
+    def objective(sums: Sums, batch: PairBatch, key, extra) -> Objective:
+        del key, extra
+        return measure(sums, batch.reference, batch.side, jnp.ones_like(batch.side))
+
+    loss = CoupledLoss(outputs, objective)
+    return loss if measure.batch_coupled else loss.__call__

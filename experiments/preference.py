@@ -24,7 +24,7 @@ from jaxalign.data.preferences import Preference
 from jaxalign.errors import UserError
 from jaxalign.models.scoring import frozen_copy
 from jaxalign.training.loop import Advance
-from jaxalign.training.mesh import put_batch
+from jaxalign.training.mesh import all_processes, gather, spread
 from jaxalign.training.step import make_train_step
 
 
@@ -36,15 +36,16 @@ class Scorer:
         self._score = jax.jit(make_score(model.decoder, preference))
 
     def batch(self, params, batch: PairBatch) -> Sums:
-        """Of a host batch; on the device."""
-        return self._score(params, put_batch(batch._replace(reference=None), self._mesh))
+        """Of a batch on the devices; there too."""
+        return self._score(params, batch._replace(reference=None))
 
     def __call__(self, params, rows: Sequence[Preference]) -> Sums:
         """Of rows; on the host."""
         found = []
         for start in range(0, len(rows), self._size):
             part = rows[start : start + self._size]
-            found.append(jax.device_get(self.batch(params, self._collate(part, self._size))))
+            batch = spread(self._collate(part, self._size)[:5], self._mesh)
+            found.append(gather(self.batch(params, PairBatch(*batch))))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
 
 
@@ -103,10 +104,6 @@ def check(config) -> None:
         )
     if preference.labelled and preference.length_desensitisation != 1:
         raise UserError("config.preference.length_desensitisation compares the completions of a pair: labels have none")
-    if jax.process_count() > 1:
-        raise UserError(
-            "the preference experiment evaluates in one process; start it on one host (more devices are fine)"
-        )
 
 
 def check_start(policy: Sums, reference: Sums, measure: Measure, side) -> None:
@@ -134,12 +131,6 @@ def run(config, workdir: str) -> None:
     preference = config.preference
     with Session(config, workdir) as session:
         measure = Measure(config)
-        if measure.batch_coupled and config.train.micro_batches > 1:
-            raise UserError(
-                f"config.train.micro_batches={config.train.micro_batches}: the rows of loss {config.loss.loss!r} with "
-                "these options interact over the whole batch, so it cannot be split; use 1 (or "
-                "--config.loss.likelihood=sequence-mean where the likelihood term is what couples them)"
-            )
         model = build_model(config)
         session.print(f"model: {model.source}")  # the first line: which weights, and why these
         first_params = None
@@ -154,7 +145,7 @@ def run(config, workdir: str) -> None:
         spec = config.data.source
         if config.samples.per_question:
             path = session.workdir / "samples.jsonl"
-            if not path.exists():
+            if not all_processes(np.array(path.exists()))[0]:  # the first process writes it
                 with make_rewards(config.reward) as rewards:
                     sample_pairs(config, model, start_params(), rewards, path, session)
             spec = str(path)
@@ -169,7 +160,7 @@ def run(config, workdir: str) -> None:
         if config.data.held_out:
             questions = Questions(config.data.held_out, model.tokenizer, config.data, "held_out")
             rewards = session.enter(make_rewards(config.reward))
-            held_out = HeldOut(model.decoder, model.tokenizer, questions, rewards, config.evaluation)
+            held_out = HeldOut(model, questions, rewards, config.evaluation)
         optimizer = build_optimizer(config)
         kind = "labelled completions" if preference.labelled else "pairs"
         session.announce(
@@ -213,8 +204,8 @@ def run(config, workdir: str) -> None:
             first_params = None  # the state owns them from here on
             if measure.needs_reference:
                 reference = frozen_copy(model.decoder, params, exact=True)
-                first = collate(batches[0])
-                check_start(scorer.batch(params, first), scorer.batch(reference, first), measure, first.side)
+                first = batches[0]
+                check_start(scorer(params, first), scorer(reference, first), measure, collate(first).side)
             if held_out is not None:
                 held_out.record(session, params, "before")
             if pairs is not None:
@@ -230,15 +221,15 @@ def run(config, workdir: str) -> None:
             frozen = state.extra["reference"] if reference_in_state else reference
             began = time.perf_counter()
             batch = collate(batches[step])
-            on_device = put_batch(batch, model.mesh)
+            on_device = PairBatch(*spread(batch[:5], model.mesh))
             if measure.needs_reference:
-                on_device = on_device._replace(reference=scorer.batch(frozen, batch).log_probs)
+                on_device = on_device._replace(reference=scorer.batch(frozen, on_device).log_probs)
             state, metrics = train_step(state, on_device)
             metrics = {name: float(value) for name, value in metrics.items()}
             metrics["completion_length"] = float(batch.mask.sum() / (2 * preference.pairs_per_step))
             tokens = float(batch.mask.sum() + batch.prompt_lengths.sum())
             metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
-            return Advance(state, metrics, [], on_device)
+            return Advance(state, metrics, [], batch)
 
         def evaluate(state, done: int) -> dict[str, float]:
             del done

@@ -10,12 +10,14 @@ import pytest
 
 from configs import dpo_smollm
 from experiments.own_samples import sample_pairs
-from experiments.pairs import Collate, Measure, Sums, make_score
+from experiments.pairs import Collate, Measure, Sums, make_loss, make_score
 from experiments.preference import HeldOutPairs, check_start
 from experiments.setup import build_model
 from jaxalign.data.preferences import Preference
 from jaxalign.errors import UserError
 from jaxalign.models.scoring import completion_log_probs
+from jaxalign.rewards.runner import RewardCounts, RewardResult
+from jaxalign.training.accumulation import sums
 from tests.experiments.test_bad_input import fails
 
 TINY = "configs/dpo_smollm.py:tiny"
@@ -40,9 +42,9 @@ def test_sums_are_those_of_each_completion_alone(tiny):
     """Two completions behind one prompt, in a padded batch, against one row for each without any padding."""
     config, model, params = tiny
     collate = Collate(ROWS, labelled=False)
-    sums = make_score(model.decoder, config.preference)(params, collate(ROWS, 4))
-    assert sums.log_probs.shape == (4, 2)
-    np.testing.assert_array_equal(sums.lengths, [[2, 4], [1, 2], [3, 1], [0, 0]])
+    found = make_score(model.decoder, config.preference)(params, collate(ROWS, 4))
+    assert found.log_probs.shape == (4, 2)
+    np.testing.assert_array_equal(found.lengths, [[2, 4], [1, 2], [3, 1], [0, 0]])
     for i, row in enumerate(ROWS):
         for k, ids in enumerate(row.completion_ids):
             alone = completion_log_probs(
@@ -53,7 +55,7 @@ def test_sums_are_those_of_each_completion_alone(tiny):
                 np.array([[ids]]),
                 np.ones((1, 1, len(ids))),
             )
-            np.testing.assert_allclose(sums.log_probs[i, k], alone.log_probs.sum(), rtol=1e-5)
+            np.testing.assert_allclose(found.log_probs[i, k], alone.log_probs.sum(), rtol=1e-5)
 
 
 def test_ld_dpo_counts_the_longer_completion_less(tiny):
@@ -118,16 +120,6 @@ CASES = {
     ),
     "an unknown loss": (["--config.loss.loss=dppo"], TINY, "dppo"),
     "beta": (["--config.loss.beta=0.0"], TINY, "beta=0.0 of loss 'dpo' must be more than 0"),
-    "coupled rows": (
-        ["--config.train.micro_batches=2"],
-        "configs/dpo_smollm.py:tiny,aot",
-        "interact over the whole batch",
-    ),
-    "coupled likelihood": (
-        ["--config.train.micro_batches=2"],
-        "configs/dpo_smollm.py:tiny,cpo",
-        "likelihood=sequence-mean",
-    ),
     "parts": (["--config.train.micro_batches=3"], TINY, "pairs_per_step=16 does not divide"),
     "long prompts": (["--config.data.max_prompt_tokens=3"], TINY, "row 0 has a prompt of .* tokens, more than"),
     "scores": ([], "configs/dpo_smollm.py:tiny,odpo", "has no numbers under 'chosen_score'"),
@@ -143,6 +135,21 @@ def test_settings(case, tmp_path, capsys):
     assert not list((tmp_path / "checkpoints").glob("[0-9]*"))
 
 
+@pytest.mark.parametrize("word", ["aot", "cpo", "kto"])
+def test_rows_that_interact_are_exact_in_micro_batches(word, tiny):
+    """The loss is cut at the sums, so that a sort or a mean over the batch sees all of it."""
+    config, model, params = tiny
+    config = dpo_smollm.get_config(f"tiny,{word}")
+    rows = [*ROWS, ROWS[0]._replace(prompt_ids=[4, 4])]
+    batch = Collate(rows, labelled=config.preference.labelled)(rows)
+    batch = batch._replace(reference=-np.arange(8, dtype=np.float32).reshape(4, 2))
+    loss = make_loss(model.decoder, config.preference, Measure(config))
+    whole = sums(loss, params, batch, jax.random.key(0), {}, 1)
+    parts = sums(loss, params, batch, jax.random.key(0), {}, 2)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
 class Talk:
     def print(self, text):
         self.text = text
@@ -156,12 +163,14 @@ def test_own_samples_pair_right_with_wrong_ones(tiny, tmp_path):
     config.samples.update(per_question=6, questions=12, pairs_per_question=2, max_new_tokens=3, questions_at_once=5)
 
     class Rewards:
-        """Likes even byte counts."""
+        """Likes odd lengths."""
+
+        names = ("odd",)
 
         def __call__(self, prompts, texts, examples):
             scores = np.array([[len(text) % 2] for text in texts], np.float32)
             scores[0] = np.nan
-            return type("Result", (), {"rewards": scores})
+            return RewardResult(scores, {"odd": RewardCounts(1, 0, 0, 0)}, None)
 
     talk = Talk()
     sample_pairs(config, model, params, Rewards(), tmp_path / "samples.jsonl", talk)
@@ -174,7 +183,10 @@ def test_own_samples_pair_right_with_wrong_ones(tiny, tmp_path):
         assert len(row["chosen"]) % 2 == 1 and len(row["rejected"]) % 2 == 0
         assert model.tokenizer.decode(row["chosen_ids"]) == row["chosen"]
 
-    Rewards.__call__ = lambda self, prompts, texts, examples: type("Result", (), {"rewards": np.ones((len(texts), 1))})
+    class Equal(Rewards):
+        def __call__(self, prompts, texts, examples):
+            return super().__call__(prompts, ["x"] * len(texts), examples)
+
     with pytest.raises(UserError, match="give no pair"):
-        sample_pairs(config, model, params, Rewards(), tmp_path / "none.jsonl", talk)
+        sample_pairs(config, model, params, Equal(), tmp_path / "none.jsonl", talk)
     assert not (tmp_path / "none.jsonl").exists()
