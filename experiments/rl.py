@@ -7,6 +7,7 @@ the ratio is taken and clipped, how tokens are summed; see `jaxalign.methods`), 
 
 import math
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -27,6 +28,20 @@ from jaxalign.rewards.advantages import advantages
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import batch_shards, spread
 from jaxalign.training.step import make_train_step
+
+
+def build_loss(config, decoder) -> Callable:
+    """The loss of `config.rl.objective` with the options of `config.rl.loss`."""
+    rl, options = config.rl, dict(config.rl.loss)
+    if options.get("aggregation") == "seq-mean-token-scale" and options["scale_length"] is None:
+        options["scale_length"] = float(config.rollout.max_new_tokens)
+    return make_loss(
+        decoder,
+        temperature=config.rollout.temperature,
+        share_prompt=rl.share_prompt,
+        objective=rl.objective,
+        **options,
+    )
 
 
 def check(config) -> None:
@@ -119,16 +134,7 @@ def run(config, workdir: str) -> None:
         if curriculum.active:
             extra["prompts"] = jax.eval_shape(curriculum.start)
         layout = state_layout(model, optimizer, extra)
-        loss_options = dict(config.rl.loss)
-        if loss_options.get("aggregation") == "seq-mean-token-scale" and loss_options["scale_length"] is None:
-            loss_options["scale_length"] = float(rollout.max_new_tokens)
-        loss_fn = make_loss(
-            model.decoder,
-            temperature=rollout.temperature,
-            share_prompt=rl.share_prompt,
-            objective=rl.objective,
-            **loss_options,
-        )
+        loss_fn = build_loss(config, model.decoder)
         shapes = abstract_groups(config, width, with_old=updates > 1)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
         jax.eval_shape(loss_fn, layout.abstract.params, shapes, layout.abstract.key, layout.abstract.extra)

@@ -15,6 +15,7 @@ from experiments.setup import Model
 from jaxalign.decoding.sampler import Sampler, SamplingConfig
 from jaxalign.losses.kl import kl_estimate
 from jaxalign.models.scoring import completion_log_probs
+from jaxalign.placement import under_mesh
 from jaxalign.rewards.advantages import advantages, combine_rewards, groups_with_signal
 from jaxalign.rewards.gae import kl_penalty
 from jaxalign.rewards.inference_aware import calibrate, transform
@@ -64,6 +65,34 @@ class Rollout(NamedTuple):
     signal: np.ndarray  # [N] whether the rewards of a group differ
 
 
+def make_sampler(config, model: Model) -> Sampler:
+    """The sampler of the completions that `config.rollout` asks for."""
+    options = {name: config.rollout[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
+    sampling = SamplingConfig(
+        **options,
+        stop_token_ids=tuple(model.tokenizer.eos_ids),
+        stop_strings=tuple(config.rollout.stop_strings),
+    )
+    slots = config.rollout.slots or None
+    return Sampler(model.decoder, sampling, slots=slots, tokenizer=model.tokenizer, mesh=model.mesh)
+
+
+def make_score(config, decoder):
+    """The compiled (params, prompts, prompt_lengths, completions, mask) -> log-probs [P, G, T] of the completions."""
+
+    @jax.jit
+    def score(params, *arrays):
+        return completion_log_probs(
+            decoder,
+            params,
+            *arrays,
+            temperature=config.rollout.temperature,
+            share_prompt=config.rl.share_prompt,
+        ).log_probs
+
+    return score
+
+
 class RolloutWorker:
     """Samples completions of each prompt, rewards them and turns the rewards into advantages.
 
@@ -73,30 +102,15 @@ class RolloutWorker:
 
     def __init__(self, config, model: Model, rewards: RewardRunner, width: int):
         self._config, self._tokenizer, self._rewards, self._width = config, model.tokenizer, rewards, width
-        options = {name: config.rollout[name] for name in ("max_new_tokens", "temperature", "top_k", "top_p", "min_p")}
-        sampling = SamplingConfig(
-            **options,
-            stop_token_ids=tuple(model.tokenizer.eos_ids),
-            stop_strings=tuple(config.rollout.stop_strings),
-        )
-        slots = config.rollout.slots or None
-        self._sampler = Sampler(model.decoder, sampling, slots=slots, tokenizer=model.tokenizer, mesh=model.mesh)
+        self._sampler = make_sampler(config, model)
         self._key = jax.random.fold_in(jax.random.key(config.seed), 1)
+        score = make_score(config, model.decoder)
 
-        @jax.jit
-        def log_probs(params, *arrays):
-            return completion_log_probs(
-                model.decoder,
-                params,
-                *arrays,
-                temperature=config.rollout.temperature,
-                share_prompt=config.rl.share_prompt,
-            ).log_probs
+        def score_whole(params, *arrays):
+            with under_mesh(model.mesh):
+                return gather(score(params, *spread(arrays, model.mesh, fill=True)))[: len(arrays[0])]
 
-        def score(params, *arrays):
-            return gather(log_probs(params, *spread(arrays, model.mesh, fill=True)))[: len(arrays[0])]
-
-        self.score = score  # (params, prompts, prompt_lengths, completions, mask) -> log-probs [P, G, T]
+        self.score = score_whole  # (params, prompts, prompt_lengths, completions, mask) -> log-probs [P, G, T]
 
     def complete(self, params, examples: Sequence[dict], key, step: int, counts: np.ndarray) -> Completed:
         """`counts` [N] completions of each example, with their rewards."""

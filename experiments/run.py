@@ -18,7 +18,7 @@ variable JAXALIGN_CACHE names another folder, or `off`.
 import importlib
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -26,13 +26,18 @@ from absl import flags
 from jaxalign.errors import UserError, user_message
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[flags.FlagValues, list[str]]:
-    """Splits the command line into this program's own flags and the config's overrides."""
+def split_arguments(argv: Sequence[str], more: Mapping[str, str] | None = None) -> tuple[flags.FlagValues, list[str]]:
+    """Splits the command line into the program's own flags and the config's overrides.
+
+    `more` are text flags that this program has besides (name -> what it says).
+    """
     own = flags.FlagValues()
     flags.DEFINE_string("config", None, "config file", flag_values=own)
     flags.DEFINE_string("workdir", None, "output folder", flag_values=own)
     flags.DEFINE_bool("debug", False, "show tracebacks", flag_values=own)
     flags.DEFINE_bool("help", False, "show help", flag_values=own, short_name="h")
+    for name, meaning in (more or {}).items():
+        flags.DEFINE_string(name, None, meaning, flag_values=own)
     mine, overrides = [], []
     target = mine
     for argument in argv[1:]:
@@ -62,15 +67,15 @@ def use_compilation_cache() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
-def start(own: flags.FlagValues, overrides: Sequence[str]) -> None:
-    """Loads the config, applies the overrides and hands over to the experiment it names."""
+def read_config(own: flags.FlagValues, overrides: Sequence[str], help_text: str):
+    """The config with its overrides; None if help was asked for and is given."""
     from jaxalign.training import configuration
 
     if own.help:
-        print(__doc__)
+        print(help_text)
     if own.config is None:
         if own.help:
-            return
+            return None
         raise UserError("--config=FILE is missing, for example --config=configs/grpo_qwen.py")
     config = configuration.load_config(own.config)
     configuration.apply_overrides(config, overrides)
@@ -78,6 +83,16 @@ def start(own: flags.FlagValues, overrides: Sequence[str]) -> None:
         print(f"Keys of {own.config}:")
         for key, value in configuration.flatten(config).items():
             print(f"  --config.{key}={value!r}")
+        return None
+    return config
+
+
+def start(own: flags.FlagValues, overrides: Sequence[str]) -> None:
+    """Loads the config, applies the overrides and hands over to the experiment it names."""
+    from jaxalign.training import configuration
+
+    config = read_config(own, overrides, __doc__ or "")
+    if config is None:
         return
     name = config.get("experiment")
     if not isinstance(name, str) or importlib.util.find_spec(f"experiments.{name}") is None:

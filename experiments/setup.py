@@ -32,13 +32,18 @@ class Model(NamedTuple):
         return f"{size / 1e6:,.1f} M in float32; products in {precision.compute}"
 
 
+def decoder_options(config) -> dict[str, Any]:
+    """What `config.model` says about how a decoder computes, whatever its size."""
+    return {key: config.model[key] for key in ("compute_dtype", "remat", "attention")}
+
+
 def build_model(config) -> Model:
     """The model of `config.model` on the mesh of `config.mesh`.
 
     Raises UserError: no such model, a tokenizer of another model, a mesh that does not fit the devices.
     """
     mesh = make_mesh(**config.mesh)
-    options = {key: config.model[key] for key in ("compute_dtype", "remat", "attention")}
+    options = decoder_options(config)
     path = config.model.path
     if path.startswith("random:"):
         name = path.removeprefix("random:")

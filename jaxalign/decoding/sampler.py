@@ -21,6 +21,7 @@ import numpy as np
 from jaxalign.decoding.distribution import next_token
 from jaxalign.decoding.stop_strings import stop_table
 from jaxalign.errors import UserError
+from jaxalign.placement import spread_rows, under_mesh_of
 from jaxalign.training.mesh import spread
 
 
@@ -154,17 +155,8 @@ class Sampler:
         )
         if self._mesh is not None:
             arrays = spread(arrays, self._mesh, fill=True)  # what repeated prompts give is cut off below
-        requests = len(arrays[0]) * samples_per_prompt
-        out = _rollout(
-            self.decoder,
-            self.sampling,
-            requests if self.slots is None else min(self.slots, requests),
-            samples_per_prompt,
-            params,
-            *arrays,
-            key,
-            self._stop_table,
-        )
+        with under_mesh_of(params):
+            out = _rollout(*self._static(len(arrays[0]), samples_per_prompt), params, *arrays, key, self._stop_table)
         if len(arrays[0]) > count:
             rows = {"ids", "mask", "log_probs", "lengths", "truncated"}
             out = {name: x[: count * samples_per_prompt] if name in rows else x for name, x in out.items()}
@@ -173,6 +165,18 @@ class Sampler:
             temperature=float(self.sampling.temperature or 1.0),
             weight_version=weight_version,
         )
+
+    def lower(self, params, prompts, prompt_lengths, key, *, samples_per_prompt: int = 1) -> jax.stages.Lowered:
+        """The program of `sample` for shapes (`jax.ShapeDtypeStruct`, with their shardings), to be compiled."""
+        indices = jax.ShapeDtypeStruct(prompt_lengths.shape, jnp.uint32, sharding=prompt_lengths.sharding)
+        static = self._static(prompts.shape[0], samples_per_prompt)
+        with under_mesh_of(params):
+            return _rollout.lower(*static, params, prompts, prompt_lengths, indices, key, self._stop_table)
+
+    def _static(self, prompts: int, samples_per_prompt: int):
+        requests = prompts * samples_per_prompt
+        rows = requests if self.slots is None else min(self.slots, requests)
+        return self.decoder, self.sampling, rows, samples_per_prompt
 
     def _check_lengths(self, lengths, width):
         limit, new = self.decoder.config.max_positions, self.sampling.max_new_tokens
@@ -357,7 +361,7 @@ def _rollout(
     def spread(of_prompts):
         copies = of_prompts[prompt_of(slots.request)]
         room = [(0, new_tokens if axis == position_axis else 0) for axis in range(copies.ndim)]
-        return jnp.pad(copies, room)
+        return spread_rows(jnp.pad(copies, room), rest=jax.P.UNCONSTRAINED)
 
     cache = jax.tree.map(spread, prompt_cache)
     zero = jnp.int32(0)

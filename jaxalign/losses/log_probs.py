@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxalign.losses.streaming import Plan, streamed_log_probs
+from jaxalign.placement import device_count, platform
 
 # Bytes of logits (float32, one block of one chunk) per device, and the tokens that they are made of. On a CPU the
 # passes over the logits run at the speed of the cache that holds them.
@@ -136,7 +137,7 @@ def _choose_axes(shape: tuple[int, ...], unit: int) -> tuple[int, int]:
     loops run along the last axis, so that 12 tokens a row take 1.5 times as long as 96 do. Over several devices the
     leading axis stays whatever its length, because it may be sharded.
     """
-    if len(shape) > 1 and jax.device_count() > 1:
+    if len(shape) > 1 and device_count() > 1:
         return shape[0], math.prod(shape[1:])
     units = math.prod(shape) // unit
     fitting = [n for n in range(1, min(units, 257)) if units % n == 0] or [max(units, 1)]
@@ -149,7 +150,7 @@ def _choose_chunks(shape: tuple[int, ...]) -> int:
 
     1 if there is none near: an axis of awkward length is cheaper whole than in very many pieces.
     """
-    wanted = math.prod(shape) / (_CHUNK_TOKENS * jax.device_count())
+    wanted = math.prod(shape) / (_CHUNK_TOKENS * device_count())
     if wanted <= 1:
         return 1
     return next((n for n in range(math.ceil(wanted), int(4 * wanted) + 1) if shape[-1] % n == 0), 1)
@@ -161,8 +162,8 @@ def _choose_block(vocabulary: int, tokens: int) -> int:
     Among divisors within a factor of 2 of the aim, one with many factors of 2 is preferred, so that a
     head with sharded rows has whole shares of a block on each device.
     """
-    tokens_per_device = max(1, tokens // jax.device_count())
-    logits_bytes = _LOGITS_BYTES.get(jax.default_backend(), _LOGITS_BYTES_ELSEWHERE)
+    tokens_per_device = max(1, tokens // device_count())
+    logits_bytes = _LOGITS_BYTES.get(platform(), _LOGITS_BYTES_ELSEWHERE)
     aim = max(_SMALLEST_BLOCK, logits_bytes // 4 // tokens_per_device)
     if aim >= vocabulary:
         return vocabulary

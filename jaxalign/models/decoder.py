@@ -17,6 +17,7 @@ from jaxalign.models.attention import attention, cached_attention, to_cache, vis
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_turns
 from jaxalign.models.tpu_attention import MIN_LENGTH, flash_attention, flash_obstacle
+from jaxalign.placement import platform, spread_looked_up, spread_rows
 
 REMAT_POLICIES = {
     "none": None,  # keep everything
@@ -94,7 +95,7 @@ class Decoder:
             raise UserError(f"model.attention='flash_tpu' cannot serve: {obstacle}")
         if self.attention == "flash_tpu" or (obstacle is None and length >= MIN_LENGTH):
             return "flash_tpu"
-        fused = jax.default_backend() == "gpu" and self.precision.activation in ("bfloat16", "float16")
+        fused = platform() == "gpu" and self.precision.activation in ("bfloat16", "float16")
         return "cudnn" if fused else "xla"
 
     def init(self, key) -> dict:
@@ -115,7 +116,8 @@ class Decoder:
         return nnx.merge(_definition(self.config, self.precision)[1], params["final_norm"])(x)
 
     def _embed(self, params, tokens):
-        x = params["embed"]["embedding"][tokens].astype(self.precision.activation)
+        x = spread_looked_up(params["embed"]["embedding"][tokens].astype(self.precision.activation))
+        x = spread_rows(x)
         return x * jnp.asarray(self.config.embed_dim**0.5, x.dtype) if self.config.embed_scale else x
 
     def _turns(self, positions):
@@ -157,7 +159,7 @@ class Decoder:
                 )
 
             layer_turns = turns if window is None else jnp.where(slides, local_turns, turns)
-            return self._block(layer_params)(x, layer_turns, attend), kept
+            return spread_rows(self._block(layer_params)(x, layer_turns, attend)), kept
 
         if remat != "none":
             layer = jax.checkpoint(layer, policy=REMAT_POLICIES[remat], prevent_cse=False)
@@ -220,7 +222,7 @@ class Decoder:
                     query, new["key"], new["value"], visible, scale=config.attention_scale, precision=self.precision
                 )
 
-            x = self._block(layer_params)(x, local_turns if slides else turns, attend)
+            x = spread_rows(self._block(layer_params)(x, local_turns if slides else turns, attend))
         return self._final_norm(decode_params["params"], x)[:, 0], new_cache
 
     def decode_logits(self, decode_params, hidden):

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
+from jaxalign import placement
 from jaxalign.models.config import DecoderConfig
 
 
@@ -25,7 +26,7 @@ class Precision(NamedTuple):
 
 def default_precision(compute: str, platform: str | None = None) -> Precision:
     """bfloat16 products give float32 on a CPU (2-3x faster than bfloat16 out there), bfloat16 on GPU and TPU."""
-    platform = platform or jax.default_backend()
+    platform = platform or placement.platform()
     return Precision(compute, "float32" if platform == "cpu" else compute)
 
 

@@ -7,6 +7,7 @@ the diagonal, and is the one in use elsewhere (MaxText, Levanter); `flash_attent
 import jax
 import jax.numpy as jnp
 
+from jaxalign import placement
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import Precision
 
@@ -20,10 +21,10 @@ def flash_obstacle(config: DecoderConfig, length: int, parents) -> str | None:
     It serves rows without parents of a multiple of 128 tokens, in models without sliding layers, in processes that see
     one TPU device: the compiler cannot split a kernel over a mesh, and a decoder knows no mesh to give `jax.shard_map`.
     """
-    if jax.default_backend() != "tpu":
-        return f"it is a kernel for TPUs and this is a {jax.default_backend()}; use 'auto'"
-    if jax.device_count() > 1:
-        return f"it runs on one device and there are {jax.device_count()}; use 'auto', or make one device visible"
+    if placement.platform() != "tpu":
+        return f"it is a kernel for TPUs and this is a {placement.platform()}; use 'auto'"
+    if placement.device_count() > 1:
+        return f"it runs on one device and there are {placement.device_count()}; use 'auto', or make one device visible"
     if config.sliding_window is not None:
         return "the model has sliding layers, which it does not know; use 'auto'"
     if parents is not None:

@@ -18,9 +18,9 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxalign.errors import UserError
+from jaxalign.placement import BATCH_AXES
 
-AXES = ("data", "fsdp", "tensor")
-BATCH_AXES = ("data", "fsdp")
+AXES = (*BATCH_AXES, "tensor")
 
 
 class ProcessInfo(NamedTuple):

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from jaxalign.errors import UserError
 from jaxalign.objective import metric_means, safe_divide
+from jaxalign.placement import under_mesh
 from jaxalign.training.accumulation import CoupledLoss, LossFn, sums
 from jaxalign.training.mesh import batch_sharding, batch_shards, replicated
 from jaxalign.training.state import TrainState
@@ -127,8 +128,13 @@ def make_train_step(
         shards=batch_shards(mesh),
         params_shardings=None if shardings is None else shardings.params,
     )
+
+    def step_on_mesh(state, batch):
+        with under_mesh(mesh):
+            return step(state, batch)
+
     return jax.jit(
-        step,
+        step_on_mesh,
         in_shardings=(layout, batch_sharding(mesh)),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
