@@ -12,8 +12,9 @@ import jax
 import numpy as np
 
 from experiments import rl, sft
+from experiments.groups import abstract_groups, reference_use
 from experiments.questions import PROMPT_BUCKET
-from experiments.rollout import abstract_groups, make_sampler, make_score, reference_use
+from experiments.rollout import make_sampler, make_score
 from experiments.setup import Model, build_optimizer, decoder_options, state_layout
 from jaxalign.data.packing import PackedRows
 from jaxalign.data.tokenizer import Tokenizer
