@@ -22,6 +22,7 @@ from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.losses.preference import preference_loss
 from jaxalign.losses.preference_unpaired import unpaired_loss
 from jaxalign.losses.supervised import supervised_loss
+from jaxalign.losses.symbolic.compilation import symbolic_loss
 from jaxalign.methods import get_method
 from jaxalign.models.config import HUB_IDS
 from jaxalign.rewards.advantages import ADVANTAGES
@@ -274,11 +275,15 @@ def sft(name: str, *, steps: int) -> ml_collections.ConfigDict:
     return config
 
 
+PREFERENCE_LOSSES = {function.__name__: function for function in (preference_loss, unpaired_loss, symbolic_loss)}
+
+
 def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.ConfigDict:
     """Preference training on pairs of completions, or on labelled ones where the method's loss takes those."""
     config = base(name, "preference", steps)
     row = get_method(method)
-    labelled = row.pieces[0].endswith(":unpaired_loss")
+    loss = PREFERENCE_LOSSES[row.pieces[0].rpartition(":")[2]]
+    labelled = loss is unpaired_loss
     config.data = questions()
     config.data.source = "arithmetic_pairs?split=train"  # pairs; or questions, where config.samples makes pairs of them
     config.data.held_out_pairs = "arithmetic_pairs?split=held_out"  # never trained on; "": no evaluation on pairs
@@ -299,7 +304,7 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.preference.length_desensitisation = 1.0  # LD-DPO's weight of tokens beyond the shorter completion; 1: off
     config.preference.offset_scale = 1.0  # of odpo: the offset is this times the difference of scores
 
-    config.loss = options_of(unpaired_loss if labelled else preference_loss, row.loss)
+    config.loss = options_of(loss, row.loss)
 
     config.samples = ml_collections.ConfigDict()  # pairs of the first policy's own samples on questions
     config.samples.per_question = 0  # completions; 0: data.source holds pairs itself

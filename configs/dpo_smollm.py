@@ -19,19 +19,19 @@ other losses are those of their rows, without a search for better ones.
 from configs import defaults
 from jaxalign.methods import METHODS
 
-PREFERENCE = tuple(name for name, row in METHODS.items() if row.experiment == "preference")
+PREFERENCE = tuple(name for name, row in METHODS.items() if row.experiment == "preference" and name != "symbolic_dpa")
 
 
-def get_config(argument=None):
-    known = {
-        **defaults.SIZES,
-        **{name: METHODS[name].title for name in PREFERENCE},
-        "tiny": "0.8 M parameters from nothing, with a supervised warm start",
-        "runlocal": "two small steps",
-    }
-    words = defaults.arguments(argument, known)
-    method = defaults.one_of(words, PREFERENCE, "dpo")
-    config = defaults.preference(f"{method}_smollm", method, steps=100)
+WORDS = {
+    **defaults.SIZES,
+    "tiny": "0.8 M parameters from nothing, with a supervised warm start",
+    "runlocal": "two small steps",
+}
+
+
+def recipe(name: str, method: str, words: set[str]):
+    """Human judgements of harm under the loss of `method`, as every recipe on them has it."""
+    config = defaults.preference(name, method, steps=100)
     config.data.source = "harm_pairs?split=train&per_prompt=16"
     config.data.held_out_pairs = "harm_pairs?split=held_out&per_prompt=16"
     config.data.max_prompt_tokens = 192
@@ -54,3 +54,9 @@ def get_config(argument=None):
         config.evaluation.max_pairs = 8
         config.evaluation.max_questions = 8
     return config
+
+
+def get_config(argument=None):
+    words = defaults.arguments(argument, {**WORDS, **{name: METHODS[name].title for name in PREFERENCE}})
+    method = defaults.one_of(words, PREFERENCE, "dpo")
+    return recipe(f"{method}_smollm", method, words)

@@ -17,6 +17,8 @@ from jaxalign.losses.preference import is_batch_coupled as pairs_interact
 from jaxalign.losses.preference_tokens import length_desensitised_weights, sequence_sums
 from jaxalign.losses.preference_unpaired import UnpairedLogProbs, UnpairedLoss, unpaired_loss
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
+from jaxalign.losses.symbolic.compilation import symbolic_loss
+from jaxalign.losses.symbolic.structures import parse_structure
 from jaxalign.models.scoring import completion_log_probs
 from jaxalign.objective import Objective
 from jaxalign.training.accumulation import CoupledLoss
@@ -54,7 +56,7 @@ def read_preferences(spec: str, tokenizer, config) -> Preferences:
         encode,
         config.data,
         labelled=config.preference.labelled,
-        needs_scores=config.loss.loss == "odpo",
+        needs_scores=config.loss.get("loss") == "odpo",
     )
 
 
@@ -114,12 +116,21 @@ def make_score(decoder, preference) -> Callable[..., Sums]:
 class Measure:
     """What the config's loss makes of sums: the same for a training batch and for all held-out pairs together.
 
-    Raises UserError: unknown loss.
+    Raises UserError: unknown loss, a formula that cannot be read.
     """
 
     def __init__(self, config):
         self.options = dict(config.loss)
         self.labelled = config.preference.labelled
+        self.symbolic = "formula" in self.options
+        if self.symbolic:
+            self.name = f"of the formula {self.options['formula']}"
+            variables = parse_structure(self.options["formula"]).variables
+            self.needs_reference = any(name.startswith("reference") for name in variables)
+            self.uses_means = self.options["log_prob"] == "sequence-mean"
+            self.batch_coupled = False
+            return
+        self.name = self.options["loss"]
         known = get_args(UnpairedLoss) if self.labelled else tuple(PREFERENCE_LOSSES)
         if self.options["loss"] not in known:
             raise UserError(
@@ -138,6 +149,8 @@ class Measure:
             rows = UnpairedLogProbs(first, references[0], second, references[1], side, sums.lengths[:, 0], mask)
             return unpaired_loss(rows, **self.options)
         pairs = PairLogProbs(first, second, *references, sums.lengths[:, 0], sums.lengths[:, 1], mask)
+        if self.symbolic:
+            return symbolic_loss(**pairs._asdict(), **self.options)
         offset = {"offset": self._offset_scale * side} if self.options["loss"] == "odpo" else {}
         return preference_loss(pairs, **self.options, **offset)
 

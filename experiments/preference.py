@@ -170,7 +170,7 @@ def run(config, workdir: str) -> None:
                 "data": f"{spec}: {len(train)} {kind}"
                 + (f", {train.describe_left_out()}" if train.left_out else "")
                 + (f"; held out: {len(held_out_rows)} of {config.data.held_out_pairs}" if held_out_rows else ""),
-                "step": f"{preference.pairs_per_step} {kind} under the loss {config.loss.loss}",
+                "step": f"{preference.pairs_per_step} {kind} under the loss {measure.name}",
                 "held out": config.data.held_out or None,
             },
             model.mesh,

@@ -67,6 +67,13 @@ def _labels(name: str, title: str, paper: str, claim: str, **loss: Any) -> Metho
 
 _RISES = "Held-out preference accuracy rises by more than its interval."
 
+# DPO as logic: see docs/symbolic.md.
+_DPO_FORMULA = (
+    "rejected & reference_chosen -> chosen & reference_rejected"
+    " given chosen & reference_rejected | rejected & reference_chosen"
+    " also chosen & rejected & reference_chosen & reference_rejected"
+)
+
 _PREFERENCE_ROWS = (
     _pairs("dpo", "Direct preference optimization", "2305.18290", _RISES, loss="dpo", beta=0.1),
     _pairs(
@@ -416,6 +423,17 @@ _ROWS = (
         "well without the alignment loss; not measured on a language model.",
         loss={"group_weight": 0.5, "beta": 1.0, "teacher_weight": 1.0},
         advantages={"kind": "group", "scale": "group", "epsilon": 1e-6},
+    ),
+    Method(
+        name="symbolic_dpa",
+        title="Direct preference losses compiled from formulas of logic",
+        paper="2412.17696",
+        experiment="preference",
+        pieces=("jaxalign.losses.symbolic.compilation:symbolic_loss",),
+        config="configs/symbolic_dpa.py",
+        claim="Compiled DPO, CPO and ORPO are the losses of those names; any other formula can be trained.",
+        status="Equality with the closed forms is tested; new formulas have not been measured on a language model.",
+        loss={"formula": _DPO_FORMULA, "beta": 0.1},
     ),
 )
 

@@ -5,6 +5,7 @@ import functools
 from jaxalign.losses.aggregation import masked
 from jaxalign.losses.symbolic.compilation import symbolic_loss
 from jaxalign.losses.symbolic.named import get_loss
+from jaxalign.methods import METHODS
 
 _TWO_MODELS = "chosen & (rejected -> reference_rejected) given chosen ^ rejected | reference_chosen"
 
@@ -35,7 +36,8 @@ def symbolic_case(token_case, options, seed, rows, dtype, scorer):
 
 
 def cases(token_case):
-    settings = {f"symbolic {name}": get_loss(name).options for name in ("dpo", "orpo", "slic", "uncpo")}
+    settings = {f"symbolic {name}": get_loss(name).options for name in ("orpo", "slic", "uncpo")}
+    settings["symbolic_dpa"] = METHODS["symbolic_dpa"].loss
     settings["symbolic, every option"] = {
         "formula": _TWO_MODELS,
         "beta": 0.5,
