@@ -31,7 +31,7 @@ class Jax:
     def __init__(self):
         from experiments import rl
         from experiments.rollout import RolloutWorker
-        from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
+        from experiments.setup import Policy, build_model, build_optimizer, fresh_state, state_layout
         from jaxalign.rewards.runner import Reward, RewardRunner
         from jaxalign.training.configuration import load_config
         from jaxalign.training.step import make_train_step
@@ -47,7 +47,7 @@ class Jax:
         self._rollout = RolloutWorker(config, model, rewards, PROMPT)
         loss_fn = rl.make_loss(model.decoder, temperature=1.0, share_prompt=True, **config.rl.loss)
         optimizer = build_optimizer(config)
-        layout = state_layout(model, optimizer)
+        layout = state_layout(Policy(model), optimizer)
         self._step = make_train_step(loss_fn, optimizer, mesh=model.mesh, shardings=layout.shardings)
         self._state = fresh_state(config, model.read(), optimizer, layout)
         self._mesh = model.mesh

@@ -25,6 +25,7 @@ from jaxalign.losses.supervised import supervised_loss
 from jaxalign.losses.symbolic.compilation import symbolic_loss
 from jaxalign.methods import get_method
 from jaxalign.models.config import HUB_IDS
+from jaxalign.models.lora import ALL_LINEAR
 from jaxalign.rewards.advantages import ADVANTAGES
 from jaxalign.rewards.inference_aware import transform
 
@@ -57,6 +58,19 @@ def model() -> ml_collections.ConfigDict:
     config.compute_dtype = "bfloat16"  # operands of matrix products; "float32" is exact and slower
     config.remat = "full"  # none | full | products: what the backward pass recomputes
     config.attention = "auto"  # auto | xla | cudnn | flash_tpu (packed rows on one TPU device)
+    return config
+
+
+def adapter() -> ml_collections.ConfigDict:
+    """Low-rank adapters: the weights of the model stay as they are, and are the reference (see docs/lora.md)."""
+    config = ml_collections.ConfigDict()
+    config.kind = "none"  # none: all weights are trained | lora | dora
+    config.rank = 8
+    config.alpha = 16.0  # the change is alpha / rank times the product of the factors
+    config.rank_scaled = False  # rsLoRA: alpha / sqrt(rank)
+    # Regular expressions for whole paths, such as r"layers/attention/(query|value)"; these are all linear layers
+    config.targets = ALL_LINEAR
+    config.path = ""  # a folder in PEFT's format to go on from; "": the factors start at a change of 0
     return config
 
 
@@ -108,6 +122,7 @@ def base(name: str, experiment: str, steps: int) -> ml_collections.ConfigDict:
     config.seed = 0
     config.profile = ""  # steps to trace into <workdir>/profile: "3" or "3-5"
     config.model = model()
+    config.adapter = adapter()
     config.optimizer = optimizer()
     config.mesh = mesh()
     config.distributed = distributed()

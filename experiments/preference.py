@@ -16,8 +16,8 @@ from experiments.own_samples import sample_pairs
 from experiments.pairs import Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
 from experiments.questions import HeldOut, Questions, make_rewards
 from experiments.session import Session
-from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
-from experiments.warm_start import warm_start
+from experiments.setup import build_model, build_optimizer, build_policy, fresh_state, state_layout
+from experiments.warm_start import first_weights
 from jaxalign import objective
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.data.preferences import Preference
@@ -25,7 +25,6 @@ from jaxalign.errors import UserError
 from jaxalign.models.scoring import frozen_copy
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import all_processes, gather, spread
-from jaxalign.training.step import make_train_step
 
 
 class Scorer:
@@ -132,6 +131,7 @@ def run(config, workdir: str) -> None:
     with Session(config, workdir) as session:
         measure = Measure(config)
         model = build_model(config)
+        policy = build_policy(config, model)
         session.print(f"model: {model.source}")  # the first line: which weights, and why these
         first_params = None
 
@@ -139,7 +139,7 @@ def run(config, workdir: str) -> None:
             """The first policy; read, and trained if there is a warm start, once."""
             nonlocal first_params
             if first_params is None:
-                first_params = warm_start(config, model, session) if config.warm_start.steps else model.read()
+                first_params = first_weights(config, model, session.print)
             return first_params
 
         spec = config.data.source
@@ -166,7 +166,7 @@ def run(config, workdir: str) -> None:
         session.announce(
             {
                 "model": model.source,
-                "parameters": model.describe(),
+                "parameters": policy.describe(),
                 "data": f"{spec}: {len(train)} {kind}"
                 + (f", {train.describe_left_out()}" if train.left_out else "")
                 + (f"; held out: {len(held_out_rows)} of {config.data.held_out_pairs}" if held_out_rows else ""),
@@ -176,42 +176,42 @@ def run(config, workdir: str) -> None:
             model.mesh,
         )
 
-        # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state.
-        reference_in_state = measure.needs_reference and config.warm_start.steps > 0
+        # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state. (The reference of
+        # an adapter is its base, which is held anyway.)
+        reference_in_state = measure.needs_reference and config.warm_start.steps > 0 and policy.adapter is None
         copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0)), exact=True))
-        layout = state_layout(model, optimizer, {"reference": copy} if reference_in_state else {})
+        layout = state_layout(policy, optimizer, {"reference": copy} if reference_in_state else {})
         loss_fn = make_loss(model.decoder, preference, measure)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
         shapes = collate.abstract(preference.pairs_per_step, with_reference=measure.needs_reference)
-        jax.eval_shape(loss_fn, layout.abstract.params, shapes, layout.abstract.key, layout.abstract.extra)
-        train_step = make_train_step(
-            loss_fn, optimizer, mesh=model.mesh, shardings=layout.shardings, micro_batches=config.train.micro_batches
-        )
+        jax.eval_shape(loss_fn, policy.abstract_weights(), shapes, layout.abstract.key, layout.abstract.extra)
+        train_step = policy.train_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
         scorer = Scorer(model, collate, preference)
         pairs = HeldOutPairs(held_out_rows, scorer, measure, collate) if held_out_rows else None
 
         reference = None
-        if session.latest is not None and measure.needs_reference and not reference_in_state:
-            reference = frozen_copy(
-                model.decoder, model.read(), exact=True
-            )  # before the state: two sets of weights never coexist
+        if session.latest is not None:  # before the state: two sets of weights never coexist
+            policy.resume(start_params, session.checkpointer)
+            if measure.needs_reference and not reference_in_state and policy.adapter is None:
+                reference = frozen_copy(model.decoder, model.read(), exact=True)
         restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
         if restored is not None:
             state, start = restored
-            reference = state.extra["reference"] if reference_in_state else reference
+            reference = state.extra["reference"] if reference_in_state else policy.base or reference
         else:
-            params = start_params()
-            first_params = None  # the state owns them from here on
+            params = policy.begin(start_params(), session.checkpointer)
+            first_params = None  # policy and state own them from here on
+            weights = policy.weights(params)
             if measure.needs_reference:
-                reference = frozen_copy(model.decoder, params, exact=True)
+                reference = policy.base or frozen_copy(model.decoder, params, exact=True)
                 first = batches[0]
-                check_start(scorer(params, first), scorer(reference, first), measure, collate(first).side)
+                check_start(scorer(weights, first), scorer(reference, first), measure, collate(first).side)
             if held_out is not None:
-                held_out.record(session, params, "before")
+                held_out.record(session, weights, "before")
             if pairs is not None:
                 if measure.needs_reference:
                     pairs.set_reference(reference)
-                pairs.record(session, params, "before")
+                pairs.record(session, weights, "before")
             extra = {"reference": reference} if reference_in_state else {}
             state, start = fresh_state(config, params, optimizer, layout, extra), 0
         if restored is not None and pairs is not None and measure.needs_reference:
@@ -233,8 +233,9 @@ def run(config, workdir: str) -> None:
 
         def evaluate(state, done: int) -> dict[str, float]:
             del done
-            metrics = {} if held_out is None else held_out.metrics(state.params)
-            return metrics | ({} if pairs is None else pairs.metrics(state.params))
+            weights = policy.weights(state.params)
+            metrics = {} if held_out is None else held_out.metrics(weights)
+            return metrics | ({} if pairs is None else pairs.metrics(weights))
 
         state, done = session.fit(
             state,
@@ -246,5 +247,5 @@ def run(config, workdir: str) -> None:
         if not session.stopped:
             for evaluation in (held_out, pairs):
                 if evaluation is not None:
-                    evaluation.record(session, state.params, "after")
+                    evaluation.record(session, policy.weights(state.params), "after")
         session.finish(done)

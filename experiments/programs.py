@@ -15,7 +15,7 @@ from experiments import rl, sft
 from experiments.groups import abstract_groups, reference_use
 from experiments.questions import PROMPT_BUCKET
 from experiments.rollout import make_sampler, make_score
-from experiments.setup import Model, build_optimizer, decoder_options, state_layout
+from experiments.setup import Model, Policy, build_optimizer, decoder_options, state_layout
 from jaxalign.data.packing import PackedRows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.decoding.sampler import bucket_length
@@ -57,7 +57,9 @@ def abstract_model(config, devices) -> Model:
 
 
 def parts(config, model: Model) -> dict[str, Part]:
-    """The programs of the config's experiment. Raises UserError: settings that cannot work together."""
+    """The programs of the config's experiment. Raises UserError: settings that cannot work together; an adapter."""
+    if config.adapter.kind != "none":
+        raise UserError("programs over an adapter cannot be compiled ahead of time yet; use --config.adapter.kind=none")
     return {"rl": rl_parts, "sft": sft_parts}[config.experiment](config, model)
 
 
@@ -69,7 +71,7 @@ def rl_parts(config, model) -> dict[str, Part]:
     copy = jax.eval_shape(lambda params: frozen_copy(model.decoder, params), model.decoder.abstract_params())
     reference = with_shardings(copy, model.shardings)
     in_state = bool(reference_use(config)) and config.warm_start.steps > 0
-    layout = state_layout(model, optimizer, {"reference": copy} if in_state else {})
+    layout = state_layout(Policy(model), optimizer, {"reference": copy} if in_state else {})
     width = bucket_length([config.data.max_prompt_tokens], PROMPT_BUCKET)
     groups = abstract_groups(config, width, with_old=updates > 1)
     part = jax.tree.map(
@@ -115,7 +117,7 @@ def rl_parts(config, model) -> dict[str, Part]:
 def sft_parts(config, model) -> dict[str, Part]:
     """The programs of experiments/sft.py."""
     optimizer = build_optimizer(config)
-    layout = state_layout(model, optimizer)
+    layout = state_layout(Policy(model), optimizer)
     shape = (config.packing.rows_per_step, config.packing.row_length)
     rows = PackedRows(*(jax.ShapeDtypeStruct(shape, np.int32) for _ in PackedRows._fields))
 

@@ -19,15 +19,14 @@ from experiments.objectives import make_loss
 from experiments.questions import HeldOut, Questions, make_rewards, prompt_width
 from experiments.rollout import Plan, RolloutWorker, over_draws
 from experiments.session import Session
-from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
-from experiments.warm_start import warm_start
+from experiments.setup import build_model, build_optimizer, build_policy, fresh_state, state_layout
+from experiments.warm_start import first_weights
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.errors import UserError
 from jaxalign.models.scoring import frozen_copy
 from jaxalign.rewards.advantages import advantages
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import batch_shards, spread
-from jaxalign.training.step import make_train_step
 
 
 def build_loss(config, decoder) -> Callable:
@@ -98,6 +97,7 @@ def run(config, workdir: str) -> None:
     rl, rollout = config.rl, config.rollout
     with Session(config, workdir) as session:
         model = build_model(config)
+        policy = build_policy(config, model)
         session.print(f"model: {model.source}")  # the first line: which weights, and why these
         train_questions = Questions(config.data.source, model.tokenizer, config.data, "source")
         rewards = session.enter(make_rewards(config.reward))
@@ -114,7 +114,7 @@ def run(config, workdir: str) -> None:
         session.announce(
             {
                 "model": model.source,
-                "parameters": model.describe(),
+                "parameters": policy.describe(),
                 "data": f"{config.data.source}: {len(train_questions)} questions"
                 + (f"; held out: {len(held_out.questions)} of {config.data.held_out}" if held_out else ""),
                 "step": f"{rollout.prompts_per_step} prompts x {rollout.group_size} completions of at most "
@@ -127,41 +127,41 @@ def run(config, workdir: str) -> None:
         )
 
         needs_reference = bool(reference_use(config))
-        # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state.
-        reference_in_state = needs_reference and config.warm_start.steps > 0
+        # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state. (The reference of
+        # an adapter is its base, which is held anyway.)
+        reference_in_state = needs_reference and config.warm_start.steps > 0 and policy.adapter is None
         copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0))))
         extra = {"reference": copy} if reference_in_state else {}
         if curriculum.active:
             extra["prompts"] = jax.eval_shape(curriculum.start)
-        layout = state_layout(model, optimizer, extra)
+        layout = state_layout(policy, optimizer, extra)
         loss_fn = build_loss(config, model.decoder)
         shapes = abstract_groups(config, width, with_old=updates > 1)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
-        jax.eval_shape(loss_fn, layout.abstract.params, shapes, layout.abstract.key, layout.abstract.extra)
+        jax.eval_shape(loss_fn, policy.abstract_weights(), shapes, layout.abstract.key, layout.abstract.extra)
         jax.eval_shape(
             lambda rewards: advantages(rewards=rewards, group_size=rollout.group_size, **rl.advantages),
             jax.ShapeDtypeStruct((rollout.prompts_per_step * rollout.group_size,), jnp.float32),
         )
-        train_step = make_train_step(
-            loss_fn,
-            optimizer,
-            mesh=model.mesh,
-            shardings=layout.shardings,
-            micro_batches=config.train.micro_batches,
-        )
+        train_step = policy.train_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
+
+        def read_first():
+            return first_weights(config, model, session.print)
 
         reference = None
-        if session.latest is not None and needs_reference and not reference_in_state:
-            reference = frozen_copy(model.decoder, model.read())  # before the state: two sets of weights never coexist
+        if session.latest is not None:  # before the state: two sets of weights never coexist
+            policy.resume(read_first, session.checkpointer)
+            if needs_reference and not reference_in_state and policy.adapter is None:
+                reference = frozen_copy(model.decoder, model.read())
         restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
         if restored is not None:
             state, start = restored
         else:
-            params = warm_start(config, model, session) if config.warm_start.steps else model.read()
+            weights = read_first()
             if held_out is not None and not needs_reference:  # else at the end, by the copy that is held anyway
-                held_out.record(session, params, "before")
-            if needs_reference:
-                reference = frozen_copy(model.decoder, params)
+                held_out.record(session, weights, "before")
+            if needs_reference and policy.adapter is None:
+                reference = frozen_copy(model.decoder, weights)
             extra = {"reference": reference} if reference_in_state else {}
             if curriculum.active:
                 trials = None
@@ -169,9 +169,12 @@ def run(config, workdir: str) -> None:
                     session.print(f"  {curriculum.trials} completions of every question before training ...")
                     key = jax.random.fold_in(jax.random.key(config.seed), 3)
                     chunk = rollout.prompts_per_step
-                    trials = try_out(rollout_worker, params, train_questions, curriculum.trials, chunk, key)
+                    trials = try_out(rollout_worker, weights, train_questions, curriculum.trials, chunk, key)
                 extra["prompts"] = curriculum.start(trials)
+            params = policy.begin(weights, session.checkpointer)
             state, start = fresh_state(config, params, optimizer, layout, extra), 0
+        if policy.adapter is not None:
+            reference = policy.base
         # Without these terms groups of equal rewards add nothing. The batch has two sizes, half of the prompts and all,
         # so that only two programs are compiled.
         terms = rl.loss.get("kl_coefficient") or rl.loss.get("entropy_coefficient") or rl.batches_per_epoch > 1
@@ -193,7 +196,7 @@ def run(config, workdir: str) -> None:
                         memory, batches.indices(position) if indices is None else indices
                     )
                     examples = [train_questions[int(index)] for index in known.indices]
-                drawn.append(rollout_worker(state.params, frozen, examples, position, plan))
+                drawn.append(rollout_worker(policy.weights(state.params), frozen, examples, position, plan))
                 if drawn[-1].problem:
                     session.note(f"  step {step + 1}: {drawn[-1].problem}")
                 if sum(int(one.signal.sum()) for one in drawn) >= rollout.prompts_per_step:
@@ -225,7 +228,8 @@ def run(config, workdir: str) -> None:
             seconds = metrics["rollout/seconds"] + metrics["reward/seconds"] + metrics["update/seconds"]
             if curriculum.active:
                 memory = state.extra["prompts"]
-                memory, of_prompts = curriculum.learn(memory, known, drawn[-1], state.params, rollout_worker)
+                weights = policy.weights(state.params)
+                memory, of_prompts = curriculum.learn(memory, known, drawn[-1], weights, rollout_worker)
                 metrics |= of_prompts
                 state = remember(state, memory)
             completions = rollout.prompts_per_step * rollout.group_size * len(drawn)
@@ -237,11 +241,11 @@ def run(config, workdir: str) -> None:
             advance,
             start=start,
             data_state=lambda done: BatchIterator(batches, done * rollout.max_draws).get_state(),
-            evaluate=None if held_out is None else lambda state, done: held_out.metrics(state.params),
+            evaluate=None if held_out is None else lambda state, done: held_out.metrics(policy.weights(state.params)),
         )
         if held_out is not None and not session.stopped:
             state = state.replace(opt_state=None)  # all is saved: room for the evaluations
             if needs_reference:
                 held_out.record(session, state.extra.get("reference", reference), "before")
-            held_out.record(session, state.params, "after")
+            held_out.record(session, policy.weights(state.params), "after")
         session.finish(done)

@@ -1,5 +1,6 @@
-"""From a config to what every experiment on a decoder starts with: model, tokenizer, mesh, sharded state."""
+"""From a config to what every experiment on a decoder starts with: model, tokenizer, mesh, policy, sharded state."""
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -7,13 +8,20 @@ import jax
 
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
-from jaxalign.models import loading
+from jaxalign.models import loading, peft_io
 from jaxalign.models.config import NAMED
 from jaxalign.models.decoder import Decoder
+from jaxalign.models.fingerprint import fingerprint
+from jaxalign.models.lora import LoraConfig, abstract_adapter, adapter_modules, attach, init_adapter
+from jaxalign.models.scoring import frozen_copy
+from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.mesh import make_mesh
 from jaxalign.training.optimizers import make_optimizer
-from jaxalign.training.sharding import DECODER_RULES, shardings_for, state_shardings
+from jaxalign.training.sharding import ADAPTER_RULES, DECODER_RULES, shardings_for, state_shardings
 from jaxalign.training.state import TrainState, abstract_state, create_state
+from jaxalign.training.step import LossFn, make_train_step
+
+BASE = "base weights"  # under this name a checkpoint keeps the fingerprint of an adapter's base
 
 
 class Model(NamedTuple):
@@ -69,6 +77,107 @@ def build_optimizer(config, updates_per_step: int = 1):
     return make_optimizer(**config.optimizer, total_steps=config.train.steps * updates_per_step)
 
 
+def adapter_config(config) -> LoraConfig | None:
+    """What `config.adapter` asks for; None trains all weights. Raises UserError: a kind that is not known."""
+    options = config.adapter
+    if options.kind == "none":
+        return None
+    names = ("kind", "rank", "alpha", "rank_scaled", "targets")
+    return LoraConfig(**{name: options[name] for name in names})
+
+
+def frozen_base(decoder: Decoder, weights) -> dict:
+    """The weights under an adapter: kernels and tables in the compute dtype; as they are where activations are float32
+    (on a CPU, which reads them faster)."""
+    return weights if decoder.precision.activation == "float32" else frozen_copy(decoder, weights)
+
+
+class Policy:
+    """What a run trains: all weights of a model, or an adapter over weights that stay as they are (`config.adapter`).
+
+    `params` is always what TrainState.params holds, `weights` what the decoder takes. With an adapter there is one copy
+    of the weights, `base`: the policy is base + adapter, the reference is base alone.
+
+    Attributes:
+      adapter: a LoraConfig, or None where all weights are trained.
+      abstract, shardings: of `params`.
+      base: the frozen weights (see `frozen_base`); None before `begin` or `resume`, and without an adapter.
+    """
+
+    def __init__(self, model: Model, adapter: LoraConfig | None = None, *, path: str = "", seed: int = 0):
+        self.model, self.mesh, self.adapter = model, model.mesh, adapter
+        self._path, self._seed = path, seed
+        self.abstract, self.shardings, self.base = model.decoder.abstract_params(), model.shardings, None
+        if adapter is not None:
+            self.abstract = abstract_adapter(self.abstract, adapter)
+            self.shardings = shardings_for(self.abstract, ADAPTER_RULES, self.mesh)
+
+    def describe(self) -> str:
+        if self.adapter is None:
+            return self.model.describe()
+        size = sum(leaf.size for leaf in jax.tree.leaves(self.abstract))
+        modules = ", ".join(module.rpartition("/")[2] for module in adapter_modules(self.abstract))
+        return f"{self.model.describe()}; trained: {size / 1e6:,.2f} M ({self.adapter.kind} of {modules})"
+
+    def begin(self, weights, checkpointer: Checkpointer | None = None) -> Any:
+        """The first `params`, from the first weights, which are given away. Checkpoints will name the base."""
+        if self.adapter is None:
+            return weights
+        self._hold(weights, checkpointer)
+        if self._path:
+            found = peft_io.load(self._path, self.model.decoder.config, expected=self.adapter)
+            return jax.device_put(found.adapter, self.shardings)
+        start = functools.partial(init_adapter, config=self.adapter)
+        return jax.jit(start, out_shardings=self.shardings)(jax.random.key(self._seed), self.base)
+
+    def resume(self, read: Callable[[], dict], checkpointer: Checkpointer | None = None) -> None:
+        """Before a state is restored: the base is read again, and only a state of the same base will be restored.
+
+        Without an adapter nothing is read.
+        """
+        if self.adapter is not None:
+            self._hold(read(), checkpointer)
+
+    def weights(self, params) -> dict:
+        return params if self.adapter is None else attach(self.base, params, self.adapter)
+
+    def abstract_weights(self) -> dict:
+        """Shapes of `weights`."""
+        if self.adapter is None:
+            return self.abstract
+        return jax.eval_shape(
+            functools.partial(attach, config=self.adapter), self.model.decoder.abstract_params(), self.abstract
+        )
+
+    def train_step(self, loss_fn: LossFn, optimizer, layout: "Layout", *, micro_batches: int = 1) -> Callable:
+        """`make_train_step` for this policy: (state, batch) -> (state, metrics); `loss_fn` takes the weights."""
+        options = dict(mesh=self.mesh, shardings=layout.shardings, micro_batches=micro_batches)
+        if self.adapter is None:
+            return make_train_step(loss_fn, optimizer, **options)
+        step = make_train_step(
+            loss_fn,
+            optimizer,
+            attach=functools.partial(attach, config=self.adapter),
+            frozen_shardings=self.model.shardings,
+            **options,
+        )
+        return lambda state, batch: step(state, batch, self.base)
+
+    def _hold(self, weights, checkpointer: Checkpointer | None) -> None:
+        self.base = frozen_base(self.model.decoder, weights)
+        if self.base is not weights:
+            jax.block_until_ready(self.base)
+            for leaf in jax.tree.leaves(weights):  # whoever read them may still hold the name
+                leaf.delete()
+        if checkpointer is not None:
+            checkpointer.require(BASE, fingerprint(self.base))
+
+
+def build_policy(config, model: Model) -> Policy:
+    """Raises UserError: a kind of adapter that is not known, targets that match nothing, a rank that does not fit."""
+    return Policy(model, adapter_config(config), path=config.adapter.path, seed=config.seed)
+
+
 class Layout(NamedTuple):
     """The shapes and the places of a TrainState, before it exists."""
 
@@ -76,14 +185,13 @@ class Layout(NamedTuple):
     shardings: TrainState
 
 
-def state_layout(model: Model, optimizer, extra: dict | None = None) -> Layout:
+def state_layout(policy: Policy, optimizer, extra: dict | None = None) -> Layout:
     key = jax.random.key(0)
-    plain = abstract_state(model.decoder.abstract_params(), optimizer, key, extra)
-    shardings = state_shardings(plain, model.shardings, model.mesh)
-    abstract = abstract_state(model.decoder.abstract_params(), optimizer, key, extra, shardings=shardings)
-    return Layout(abstract, shardings)
+    plain = abstract_state(policy.abstract, optimizer, key, extra)
+    shardings = state_shardings(plain, policy.shardings, policy.mesh)
+    return Layout(abstract_state(policy.abstract, optimizer, key, extra, shardings=shardings), shardings)
 
 
 def fresh_state(config, params, optimizer, layout: Layout, extra: dict | None = None) -> TrainState:
-    """The state before the first step; it owns `params` (see `create_state`)."""
+    """The state before the first step; it owns `params` (see `Policy.begin` and `create_state`)."""
     return create_state(params, optimizer, jax.random.key(config.seed), extra, shardings=layout.shardings)

@@ -7,7 +7,7 @@ import jax
 
 from experiments.questions import HeldOut, Questions, encode_prompt, make_rewards
 from experiments.session import Session
-from experiments.setup import build_model, build_optimizer, fresh_state, state_layout
+from experiments.setup import build_model, build_optimizer, build_policy, fresh_state, state_layout
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.data.packing import PackedSource, stack_rows
 from jaxalign.data.sources import load_source, where
@@ -16,7 +16,6 @@ from jaxalign.losses.log_probs import token_log_probs
 from jaxalign.losses.supervised import supervised_loss
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import all_processes, put_batch
-from jaxalign.training.step import make_train_step
 
 
 def make_loss(decoder, **options) -> Callable:
@@ -60,6 +59,7 @@ def run(config, workdir: str) -> None:
     """Trains with `config` in `workdir`; the same call again resumes."""
     with Session(config, workdir) as session:
         model = build_model(config)
+        policy = build_policy(config, model)
         session.print(f"model: {model.source}")  # the first line: which weights, and why these
         packed = packed_examples(config.data.source, model.tokenizer, config.data, config.packing)
         batches = Batches(
@@ -74,7 +74,7 @@ def run(config, workdir: str) -> None:
         session.announce(
             {
                 "model": model.source,
-                "parameters": model.describe(),
+                "parameters": policy.describe(),
                 "data": f"{config.data.source}: {facts.examples} examples in {facts.rows} rows of "
                 f"{config.packing.row_length} tokens ({100 * facts.fill:.0f} % full, {facts.target_tokens} tokens to "
                 f"learn{f', {dropped} examples dropped' if dropped else ''})",
@@ -83,15 +83,12 @@ def run(config, workdir: str) -> None:
             model.mesh,
         )
         optimizer = build_optimizer(config)
-        layout = state_layout(model, optimizer)
-        train_step = make_train_step(
-            make_loss(model.decoder, **config.loss),
-            optimizer,
-            mesh=model.mesh,
-            shardings=layout.shardings,
-            micro_batches=config.train.micro_batches,
-        )
+        layout = state_layout(policy, optimizer)
+        loss_fn = make_loss(model.decoder, **config.loss)
+        train_step = policy.train_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
 
+        if session.latest is not None:
+            policy.resume(model.read, session.checkpointer)
         restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
         held_out = _held_out(config, model)
         if restored is not None:
@@ -100,7 +97,7 @@ def run(config, workdir: str) -> None:
             params = model.read()
             if held_out is not None:
                 held_out.record(session, params, "before")
-            state, start = fresh_state(config, params, optimizer, layout), 0
+            state, start = fresh_state(config, policy.begin(params, session.checkpointer), optimizer, layout), 0
 
         def advance(state, step: int) -> Advance:
             began = time.perf_counter()
@@ -116,10 +113,10 @@ def run(config, workdir: str) -> None:
             advance,
             start=start,
             data_state=lambda done: BatchIterator(batches, done).get_state(),
-            evaluate=None if held_out is None else lambda state, done: held_out.metrics(state.params),
+            evaluate=None if held_out is None else lambda state, done: held_out.metrics(policy.weights(state.params)),
         )
         if held_out is not None and not session.stopped:
-            held_out.record(session, state.params, "after")
+            held_out.record(session, policy.weights(state.params), "after")
         session.finish(done)
 
 

@@ -15,7 +15,7 @@ from flax import nnx
 from jaxalign.errors import UserError
 from jaxalign.models.attention import attention, cached_attention, to_cache, visibility
 from jaxalign.models.config import DecoderConfig
-from jaxalign.models.layers import Block, Precision, RMSNorm, default_precision, rope_turns
+from jaxalign.models.layers import AdaptedKernel, Block, Precision, RMSNorm, default_precision, rope_turns
 from jaxalign.models.tpu_attention import MIN_LENGTH, flash_attention, flash_obstacle
 from jaxalign.placement import platform, spread_looked_up, spread_rows
 
@@ -173,8 +173,13 @@ class Decoder:
     def decode_params(self, params) -> dict:
         """What decoding reads, prepared once per rollout: compute dtype, one tree per layer, the head."""
 
+        def prepared(leaf):
+            if isinstance(leaf, AdaptedKernel):
+                return leaf.merged(self.compute_dtype)
+            return leaf.astype(self.compute_dtype) if leaf.ndim >= 2 else leaf
+
         def cast(tree):
-            return jax.tree.map(lambda a: a.astype(self.compute_dtype) if a.ndim >= 2 else a, tree)
+            return jax.tree.map(prepared, tree, is_leaf=lambda leaf: isinstance(leaf, AdaptedKernel))
 
         layers = [cast(jax.tree.map(lambda a, i=i: a[i], params["layers"])) for i in range(self.config.num_layers)]
         return {"params": params, "layers": layers, "head": cast(self.head(params))}

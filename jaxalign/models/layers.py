@@ -4,6 +4,7 @@ Modules hold float32 kernels of form [in, out]. `Precision` says in which dtype 
 kept; it is decided once per backend and handed down, so no layer asks where it runs.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -63,6 +64,72 @@ def _matmul_backward(precision, residuals, cotangent):
 matmul.defvjp(_matmul_forward, _matmul_backward)
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class AdaptedKernel:
+    """The kernel (W + scale * a b) * gain: stands in a parameter tree where a kernel does (`models.lora.attach`).
+
+    With stacked layers every array has the layer axis in front. Only a, b and gain receive gradient.
+    """
+
+    kernel: jax.Array  # W [in, out]
+    a: jax.Array  # [in, rank]
+    b: jax.Array  # [rank, out]
+    gain: jax.Array | None  # [out]; None: 1
+    scale: float = dataclasses.field(metadata={"static": True})
+
+    def merged(self, dtype):
+        """The kernel itself: formed in float32, rounded once."""
+        whole = _changed(self.kernel, self.a, self.b, self.scale)
+        return (whole if self.gain is None else whole * self.gain).astype(dtype)
+
+    def product(self, x, precision: Precision):
+        """x [..., in] times the kernel, as `matmul`."""
+        y = adapted_matmul(x, self.kernel, self.a, self.b, self.scale, precision)
+        return y if self.gain is None else y * self.gain.astype(y.dtype)
+
+
+def _changed(kernel, a, b, scale):
+    return kernel.astype(jnp.float32) + scale * jnp.matmul(a, b, precision="highest")
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def adapted_matmul(x, kernel, a, b, scale, precision: Precision):
+    """`x @ (kernel + scale * a b)`: formed for one product at a time, where it costs rank / tokens of that product.
+
+    Backward, the gradients of a and b go through `rank` columns, and one of the kernel's size never exists; the kernel
+    receives none.
+    """
+    return _adapted_matmul_forward(x, kernel, a, b, scale, precision)[0]
+
+
+def _adapted_matmul_forward(x, kernel, a, b, scale, precision):
+    changed = _changed(kernel, a, b, scale).astype(precision.compute)
+    x_compute = x.astype(precision.compute)
+    y = jnp.matmul(x_compute, changed, preferred_element_type=precision.activation)
+    return y, (x_compute, changed, kernel, a, b, jnp.empty((0,), x.dtype))
+
+
+def _adapted_matmul_backward(scale, precision, residuals, cotangent):
+    x, changed, kernel, a, b, like = residuals
+    cotangent = cotangent.astype(precision.compute)
+    rows = tuple(range(x.ndim - 1))
+    over_out, over_rows = (((cotangent.ndim - 1,), (1,)), ((), ())), ((rows, rows), ((), ()))
+    d_x = jax.lax.dot_general(cotangent, changed, over_out, preferred_element_type=precision.activation)
+
+    def narrow(left, right, axes):
+        return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32) * scale
+
+    low = narrow(x, a.T.astype(precision.compute), over_out).astype(precision.compute)
+    d_low = narrow(cotangent, b.astype(precision.compute), over_out).astype(precision.compute)
+    d_a = jax.lax.dot_general(x, d_low, over_rows, preferred_element_type=jnp.float32)
+    d_b = jax.lax.dot_general(low, cotangent, over_rows, preferred_element_type=jnp.float32)
+    return d_x.astype(like.dtype), jnp.zeros_like(kernel), d_a.astype(a.dtype), d_b.astype(b.dtype)
+
+
+adapted_matmul.defvjp(_adapted_matmul_forward, _adapted_matmul_backward)
+
+
 class Linear(nnx.Module):
     def __init__(self, in_dim, out_dim, precision, rngs, use_bias=False):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (in_dim, out_dim)) * in_dim**-0.5)
@@ -71,7 +138,10 @@ class Linear(nnx.Module):
 
     def __call__(self, x):
         # Named for the remat policy "products": matmul's own rule hides its product from JAX's policies about dots.
-        y = checkpoint_name(matmul(x, self.kernel[...], self.precision), "product")
+        kernel = self.kernel.get_value()
+        adapted = isinstance(kernel, AdaptedKernel)
+        y = kernel.product(x, self.precision) if adapted else matmul(x, kernel, self.precision)
+        y = checkpoint_name(y, "product")
         return y if self.bias is None else y + self.bias[...].astype(y.dtype)
 
 

@@ -32,6 +32,18 @@ class CoupledLoss(NamedTuple):
         return self.objective(self.outputs(params, batch, key, extra), batch, key, extra)
 
 
+# attach(frozen, params) -> what a loss takes as its params
+Attach = Callable[[Any, Any], Any]
+
+
+def attached(loss_fn: LossFn | CoupledLoss, attach: Attach, frozen) -> LossFn | CoupledLoss:
+    """`loss_fn` as a function of `params` alone, over what is `frozen`."""
+    if isinstance(loss_fn, CoupledLoss):
+        outputs = loss_fn.outputs
+        return loss_fn._replace(outputs=lambda params, *rest: outputs(attach(frozen, params), *rest))
+    return lambda params, *rest: loss_fn(attach(frozen, params), *rest)
+
+
 def sums(loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches: int = 1) -> tuple[Objective, Any]:
     """(objective, gradient of its total by `params`) of the whole batch, all sums in float32.
 

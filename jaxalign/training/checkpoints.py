@@ -93,6 +93,7 @@ class Checkpointer:
         self._config = to_plain(config or {})
         self._free_keys = tuple(free_keys)
         self._lock: int | None = None
+        self._required: dict[str, str] = {}
         self._own_steps: set[int] = set()  # saved or restored here: what lies there is this run's
         if asynchronous is None:
             asynchronous = jax.default_backend() != "cpu"
@@ -131,6 +132,11 @@ class Checkpointer:
                 print(f"warning: {left.name} is a half-written checkpoint; removed", flush=True)
                 left.rmtree()
 
+    def require(self, name: str, value: str) -> None:
+        """A fact that the state stands on but does not hold (the weights under an adapter). It is stored with every
+        checkpoint from now on, and one with another value is refused at restoring."""
+        self._required[name] = value
+
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
         return sorted(self._manager.all_steps())
@@ -162,6 +168,7 @@ class Checkpointer:
                 "leaves": {name: _description(leaf) for name, leaf in leaves.items()},
                 "versions": _versions(),
                 "processes": jax.process_count(),
+                "required": self._required,
             }
             self._manager.save(
                 step,
@@ -226,8 +233,8 @@ class Checkpointer:
         a leaf is read with the dtype it was written in, by one process.
 
         Raises:
-          UserError: the checkpoint is of another config (the keys are named) or of a state of another
-            form; there are checkpoints but none can be read.
+          UserError: the checkpoint is of another config (the keys are named), stands on another fact that was
+            given to `require`, or holds a state of another form; there are checkpoints but none can be read.
         """
         self.wait()
         self._manager.reload()
@@ -288,21 +295,10 @@ class Checkpointer:
             config, stored = texts["config"]["config"], texts["about"]["leaves"]
             data_state = texts["data"]["data_state"]
         self._check_config(step, config)
+        self._check_required(step, texts["about"].get("required", {}))
         targets = {name: _abstract(leaf) for name, leaf in _named_leaves(abstract_state).items()}
         self._check_form(step, stored, targets)
-        arrays: dict[str, jax.Array] = {}
-        for group in _groups(targets):
-            wanted = _nest({name: targets[name] for name in group})
-            part = ocp.args.PyTreeRestore(
-                wanted,
-                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-                partial_restore=True,
-            )
-            with _reading():
-                read = self._manager.restore(step, args=ocp.args.Composite(state=part))["state"]
-            for name, leaf in _named_leaves(read).items():
-                _compare_checksum(name, leaf, stored[name])
-                arrays[name] = leaf
+        arrays = _read_leaves(self._manager, step, targets, stored)
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_state)
         state = [_like(arrays[path_name(path)], leaf) for path, leaf in leaves]
         return Restored(jax.tree.unflatten(tree, state), data_state, step)
@@ -320,6 +316,14 @@ class Checkpointer:
                 "use that config again or give another workdir"
             )
 
+    def _check_required(self, step: int, stored: Mapping[str, str]) -> None:
+        for name, value in self._required.items():
+            if stored.get(name) != value:
+                raise UserError(
+                    f"checkpoint {step} in {self.directory} stands on other {name} ({stored.get(name, 'none')} there, "
+                    f"{value} now); give it those it was made with, or another workdir"
+                )
+
     def _check_form(self, step: int, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
         """Names and shapes must be equal; dtypes may differ."""
         problems = [f"{name} is only in the checkpoint" for name in stored if name not in targets]
@@ -334,6 +338,82 @@ class Checkpointer:
                 f"checkpoint {step} in {self.directory} holds another state: {'; '.join(problems[:3])}{more}; "
                 "use the model and optimizer it was made with or give another workdir"
             )
+
+
+class StoredCheckpoint:
+    """The newest checkpoint of a directory (or that of `step`) for reading alone: a run may go on there meanwhile.
+
+    Attributes: `step`, `config` (nested dicts, tuples as lists), `leaves` (name -> shape, dtype, checksum), `required`
+    (what `Checkpointer.require` was given).
+
+    Raises:
+      UserError: there is no such checkpoint, or it cannot be read.
+    """
+
+    def __init__(self, directory: str | os.PathLike, step: int | None = None):
+        self.directory = epath.Path(directory)
+        if "://" not in os.fspath(directory):
+            self.directory = epath.Path(os.path.abspath(directory))
+        if not self.directory.is_dir():
+            raise UserError(f"there are no checkpoints: {self.directory} does not exist")
+        handlers = {
+            "state": ocp.PyTreeCheckpointHandler(),
+            **{name: ocp.JsonCheckpointHandler() for name in ("config", "about")},
+        }
+        options = ocp.CheckpointManagerOptions(read_only=True)
+        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
+        steps = sorted(self._manager.all_steps())
+        if not steps or step not in (None, *steps):
+            which = "checkpoint" if step is None else f"checkpoint of step {step}"
+            there = f"; there are those of steps {', '.join(map(str, steps))}" if steps else ""
+            raise UserError(f"there is no {which} in {self.directory}{there}")
+        self.step = steps[-1] if step is None else step
+        args = ocp.args.Composite(config=ocp.args.JsonRestore(), about=ocp.args.JsonRestore())
+        with self._telling():
+            texts = self._manager.restore(self.step, args=args)
+            self.config, about = texts["config"]["config"], texts["about"]
+            self.leaves, self.required = about["leaves"], about.get("required", {})
+
+    def read(self, abstract_tree: Mapping[str, Any]) -> dict[str, Any]:
+        """The leaves of the state that `abstract_tree` (nested dicts) names, with its shardings and dtypes.
+
+        Raises:
+          UserError: a leaf that is not there or has another shape; a file that cannot be read.
+        """
+        targets = {name: _abstract(leaf) for name, leaf in _named_leaves(abstract_tree).items()}
+        for name, leaf in targets.items():
+            found = tuple(self.leaves[name]["shape"]) if name in self.leaves else None
+            if found != leaf.shape:
+                there = "is not in it" if found is None else f"has shape {found} there, {leaf.shape} is wanted"
+                raise UserError(f"checkpoint {self.step} in {self.directory} is of another model: {name} {there}")
+        with self._telling():
+            return _nest(_read_leaves(self._manager, self.step, targets, self.leaves))
+
+    @contextlib.contextmanager
+    def _telling(self):
+        try:
+            with _reading():
+                yield
+        except BrokenCheckpoint as error:
+            raise UserError(f"checkpoint {self.step} in {self.directory} cannot be read ({error})") from error
+
+
+def _read_leaves(manager, step: int, targets: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """Raises BrokenCheckpoint."""
+    arrays: dict[str, jax.Array] = {}
+    for group in _groups(targets):
+        wanted = _nest({name: targets[name] for name in group})
+        part = ocp.args.PyTreeRestore(
+            wanted,
+            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+            partial_restore=True,
+        )
+        with _reading():
+            read = manager.restore(step, args=ocp.args.Composite(state=part))["state"]
+        for name, leaf in _named_leaves(read).items():
+            _compare_checksum(name, leaf, stored[name])
+            arrays[name] = leaf
+    return arrays
 
 
 def _reason(error: BaseException) -> str:

