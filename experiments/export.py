@@ -109,7 +109,7 @@ def merged(config, policy: Policy, adapter, required, say: Callable[[str], None]
             f"the adapter was trained on other base weights ({required.get(BASE, 'none')} there, {found} now): "
             f"config.model.path={config.model.path!r} now means {policy.model.source}"
         )
-    return lora.merge(base, adapter, policy.adapter)
+    return lora.merge(base, jax.device_put(adapter, policy.shardings), policy.adapter)
 
 
 @contextlib.contextmanager
