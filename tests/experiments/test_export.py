@@ -159,7 +159,7 @@ def test_what_goes_wrong_is_named_and_leaves_nothing(tmp_path, capsys, monkeypat
     fails("there is no checkpoint of step 3", "--step=3")
     fails("exists already", to="there")
     fails("exclude each other", "--merge", "--adapter-only")
-    fails("trained all weights, no adapter", "--adapter-only")
+    fails("trained all weights and no adapter", "--adapter-only")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10, 10, 0))
     fails("MB are free; make room", to="deep/er/out")
     monkeypatch.undo()
