@@ -11,6 +11,7 @@ CHANGES = {
     # How many groups can be left out depends on the mesh, and with it what the metrics of the loss are means over.
     "rl": ("--config.rl.batches_per_epoch=1", "--config.rl.epochs=1", "--config.rl.drop_silent_groups=False"),
     "sft": (),
+    "sft, lora": (),
     "preference": (),
 }
 
@@ -25,8 +26,7 @@ def same_metrics(one, other):
 @pytest.mark.parametrize("name", CHANGES)
 def test_eight_devices_in_one_process_and_in_two_equal_one(name, tmp_path):
     spec, overrides = runs.SMALL[name]
-    changes = CHANGES[name.partition(",")[0]]
-    overrides = (*overrides, *changes, "--config.model.compute_dtype=float32", "--config.train.steps=2")
+    overrides = (*overrides, *CHANGES[name], "--config.model.compute_dtype=float32", "--config.train.steps=2")
     one = runs.run(spec, tmp_path / "one", *overrides)
     assert one.code == 0, one.err
     eight = runs.run(spec, tmp_path / "eight", *overrides, *MESH, devices=8)
