@@ -6,8 +6,8 @@
   python -m experiments.run --config=configs/grpo_qwen.py:tiny         0.8 M parameters from nothing, in a minute
   python -m experiments.run --config=configs/grpo_qwen.py:runlocal     two small steps of the real thing
 
-After the colon, comma separated: a size (qwen3_0_6b ... qwen3_32b, qwen2_5_0_5b ...), `tiny`, `runlocal`, a method of
-`python -m experiments.methods` (dr_grpo, rloo, gspo, reinforce) in place of GRPO.
+After the colon, comma separated: a size (qwen3_0_6b ... qwen3_32b, qwen2_5_0_5b ...), `tiny`, `runlocal`, `pod`, a
+method of `python -m experiments.methods` (dr_grpo, rloo, gspo, reinforce) in place of GRPO.
 
 Against the paper: the same advantage, ratio and aggregation. The paper has beta = 0.04 (here 0, as most later work;
 --config.rl.loss.kl_coefficient=0.04 brings it back), group size 64 of 1,024 tokens (here 8 of 12: sums are short) and
@@ -23,6 +23,7 @@ WORDS = {
     **defaults.SIZES,
     "tiny": "0.8 M parameters from nothing, with a supervised warm start",
     "runlocal": "two small steps",
+    "pod": "256 prompts of 8 completions of 512 tokens, parameters split over 16 devices",
 }
 
 
@@ -43,6 +44,11 @@ def recipe(name: str, method: str, words: set[str]):
         config.optimizer.schedule = "constant"
         config.rollout.max_new_tokens = 4
         config.warm_start.steps = 150
+    if "pod" in words:
+        config.mesh.fsdp = 16
+        config.rollout.prompts_per_step = 256
+        config.rollout.max_new_tokens = 512
+        config.rl.share_prompt = False  # attention over a row grows with its square
     if "runlocal" in words:
         config.train.steps = 2
         config.rollout.prompts_per_step = 2

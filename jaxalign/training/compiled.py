@@ -82,7 +82,6 @@ class OutOfMemory(NamedTuple):
 
     needed: int
     available: int
-    largest: list[tuple[int, str]]  # bytes and description of the largest buffers
 
 
 def memory(compiled: Any) -> Memory:
@@ -143,20 +142,10 @@ def _bytes(text: str) -> int:
 
 def out_of_memory(message: str) -> OutOfMemory | None:
     """Reads the compiler's complaint that a program does not fit; None if it complains about something else."""
-    amounts = re.search(r"[Uu]sed ([0-9.]+[KMGT]?) of ([0-9.]+[KMGT]?) hbm", message)
-    amounts = amounts or re.search(r"\(([0-9.]+[KMGT]?)\) exceeds available HBM \(([0-9.]+[KMGT]?)\)", message)
+    amounts = re.search(r"\(([0-9.]+[KMGT]?)\) exceeds available HBM \(([0-9.]+[KMGT]?)\)", message)
     if "RESOURCE_EXHAUSTED" not in message or amounts is None:
         return None
-    needed, available = (_bytes(text) for text in amounts.groups())
-    largest = []
-    for block in re.split(r"\n\s*\d+\. Size: ", message)[1:]:
-        size, _, rest = block.partition("\n")
-        fields = dict(re.findall(r"^\s*(Operator|Shape|Allocation type|XLA label): (.*)$", rest, re.MULTILINE))
-        shape = re.sub(r"\{.*", "", fields.get("Shape", "?"))
-        source = re.search(r'op_name="([^"]*)"', fields.get("Operator", ""))
-        kind = fields.get("Allocation type", "").lower()
-        largest.append((_bytes(size), f"{shape} ({kind}{', ' + source.group(1) if source else ''})"))
-    return OutOfMemory(needed, available, largest)
+    return OutOfMemory(*(_bytes(text) for text in amounts.groups()))
 
 
 def largest_arrays(text: str, count: int = 5) -> list[hlo.Array]:

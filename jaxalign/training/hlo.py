@@ -18,7 +18,7 @@ import numpy as np
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 _BYTES = {"pred": 1, "bf16": 2, "f16": 2, "f32": 4, "f64": 8, "c64": 8, "c128": 16, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"([a-z][a-z0-9]*)\[([0-9,]*)\](\{[^{}]*\})?")
-_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\) -> .* \{$")
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (\(.*\) -> .* )?\{$")
 _NAMED = re.compile(r"^\s*(ROOT )?%?([\w.\-]+) = ")
 _CALLEES = re.compile(r"(calls|to_apply|body|condition|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
@@ -82,7 +82,11 @@ class Collective(NamedTuple):
 
 
 def parse(text: str) -> Program:
-    """Reads the text of an optimized module (`compiled.as_text()`). Raises ValueError where there is no entry."""
+    """Reads the text of an HLO module. Raises ValueError where there is no entry.
+
+    That of a compiled program (`compiled.as_text()`) is what one device does; that of a lowered one
+    (`lowered.compiler_ir("hlo").as_hlo_text()`) is what all do together, before anything is fused or partitioned.
+    """
     computations: dict[str, dict[str, Instruction]] = {}
     current: dict[str, Instruction] = {}
     entry = ""
@@ -94,7 +98,7 @@ def parse(text: str) -> Program:
         elif instruction := _instruction(line):
             current[instruction.name] = instruction
     if not entry:
-        raise ValueError("the text has no ENTRY computation; pass the text of an optimized HLO module")
+        raise ValueError("the text has no ENTRY computation; pass the text of an HLO module")
     runs, fused, open_loops = _count_runs(computations, entry)
     return Program(computations, entry, runs, fused, open_loops)
 
@@ -108,13 +112,15 @@ def _instruction(line: str) -> Instruction | None:
     shape, rest = rest[:end], rest[end:].lstrip()
     opcode, _, _ = rest.partition("(")
     close = _closing(rest, len(opcode))
-    operands = tuple(re.findall(r"%([\w.\-]+)", rest[len(opcode) : close]))
+    inside = rest[len(opcode) + 1 : close]
+    # Before optimization names are written without a mark.
+    operands = tuple(re.findall(r"%([\w.\-]+)" if "%" in inside else r"[\w.\-]+", inside))
     arrays = tuple(
         Array(dtype, tuple(int(n) for n in sizes.split(",") if n), "S(1)" in (layout or ""))
         for dtype, sizes, layout in _ARRAY.findall(shape)
     )
     if opcode in ("parameter", "constant"):
-        operands = (rest[len(opcode) + 1 : close],)
+        operands = (inside,)
     return Instruction(found.group(2), opcode, arrays, operands, rest[close + 1 :], bool(found.group(1)))
 
 

@@ -159,6 +159,47 @@ def test_what_does_not_fit_is_an_answer(monkeypatch, capsys):
     assert re.search(r"large array .*f32\[1024,1024\]", shown.out)
 
 
+def test_what_the_compiler_refuses_is_an_answer_too(monkeypatch, capsys):
+    """Its words for it, as libtpu 0.0.52 says them; the arrays named are those of the whole program."""
+    lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1024, 1024), "float32"))
+
+    class Refused:
+        compiler_ir = lowered.compiler_ir
+
+        def compile(self):
+            raise RuntimeError(
+                "RESOURCE_EXHAUSTED: E1000: CompileTimeHbmOom: Ran out of memory on HBM, the total memory required for "
+                "HLO temporaries (24.50G) exceeds available HBM (15.75G). HLO module: jit_step."
+            )
+
+    part = programs.Part("train step", Refused, state=2**20, held=0)
+    monkeypatch.setattr(programs, "parts", lambda config, model: {"train": part})
+    code, shown = command(monkeypatch, capsys, "--topology=v5e:2x4", "--programs=train")
+    assert code == aot.DOES_NOT_FIT
+    assert "24.50 GiB needed of 15.75 GiB" in shown.out
+    assert re.search(r"large array +0.5 MiB  f32\[1024,1024\] over 8 devices", shown.out)
+
+
+def test_a_text_that_cannot_be_read_leaves_the_operations(monkeypatch, capsys):
+    lowered = jax.jit(lambda x: x @ x).lower(jax.ShapeDtypeStruct((1024, 1024), "float32"))
+    executable = lowered.compile()
+
+    class Unreadable:
+        compiler_ir = lowered.compiler_ir
+        memory_analysis, cost_analysis = executable.memory_analysis, executable.cost_analysis
+
+        def compile(self):
+            return self
+
+        def as_text(self):
+            raise RuntimeError("INTERNAL: async-update instruction should have 1 operands but sees 3")
+
+    figures = aot.compile_part(programs.Part("train step", Unreadable, 0, 0), compiled.CHIPS["v5e"], 8)
+    assert figures["work"]["flops"] == 2 * 1024**3 / 8
+    assert "collectives are not known" in aot.report(figures)
+    assert "interconnect unknown ms" in aot.report(figures)
+
+
 MISTAKES = {
     "no topology": ((), TINY, r"--topology=CHIP:SHAPE is missing"),
     "a mesh": (("--topology=v5e:2x4", "--config.mesh.fsdp=3"), TINY, r"mesh.fsdp=3.* does not fit 8 device"),

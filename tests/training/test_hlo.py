@@ -168,6 +168,21 @@ def test_convolutions_count_what_is_not_padding(stride, dilate, pad):
     assert hlo.product_flops(hlo.parse(text)) == 2 * 2 * 7 * 3 * valid
 
 
+def test_a_lowered_program_is_read_as_well():
+    """Before partitioning, all devices together do what each of eight does an eighth of."""
+    mesh = make_mesh(fsdp=1)
+    rows = jax.sharding.NamedSharding(mesh, P("data"))
+
+    def f(x, w):
+        return jax.lax.scan(lambda x, _: (jnp.sin(x @ w), None), x, None, length=3)[0]
+
+    x = jax.ShapeDtypeStruct((64, 32), jnp.float32, sharding=rows)
+    w = jax.ShapeDtypeStruct((32, 32), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, P()))
+    lowered = jax.jit(f).lower(x, w)
+    whole = hlo.product_flops(hlo.parse(lowered.compiler_ir("hlo").as_hlo_text()))
+    assert whole == 3 * 2 * 64 * 32 * 32 == 8 * hlo.product_flops(hlo.parse(lowered.compile().as_text()))
+
+
 def test_memory_traffic_counts_slices_and_updates_only():
     """Rows of a stack are read and written one after the other: each once, not the whole stack at every turn."""
 
