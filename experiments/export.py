@@ -114,8 +114,9 @@ def merged(config, policy: Policy, adapter, required, say: Callable[[str], None]
 
 @contextlib.contextmanager
 def whole_folder(to: Path) -> Iterator[Path]:
-    """A temporary folder beside `to`, renamed to it at the end; removed if anything fails."""
+    """A temporary folder beside `to`, renamed to it at the end; removed if anything fails, with folders made for it."""
     partial = to.parent / f".{to.name}.partial-{os.getpid()}"
+    made = [parent for parent in (to.parent, *to.parent.parents) if not parent.exists()]
     try:
         try:
             partial.mkdir(parents=True)
@@ -125,6 +126,9 @@ def whole_folder(to: Path) -> Iterator[Path]:
             raise UserError(f"cannot write {to} ({error}); make room or give another --to") from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+        for parent in made:
+            with contextlib.suppress(OSError):  # it holds what was exported
+                parent.rmdir()
 
 
 def _check_room(to: Path, size: int) -> None:
