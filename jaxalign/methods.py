@@ -75,7 +75,11 @@ _DPO_FORMULA = (
 )
 
 _PREFERENCE_ROWS = (
-    _pairs("dpo", "Direct preference optimization", "2305.18290", _RISES, loss="dpo", beta=0.1),
+    dataclasses.replace(
+        _pairs("dpo", "Direct preference optimization", "2305.18290", _RISES, loss="dpo", beta=0.1),
+        status="Seen: SmolLM2-135M on 218 pairs of its own samples of short arithmetic (configs/dpo_verifiable.py), "
+        "held-out solve rate 17 % to 66 % in 40 steps, one seed; not yet on human judgements.",
+    ),
     _pairs(
         "cdpo",
         "Conservative DPO: smoothed labels",

@@ -149,7 +149,7 @@ def preference_loss(
       chosen_penalty: lambda of dpop.
       temperature: of discopop; at most 1.
       power: alpha of alphapo.
-      reward_shift: delta of bco_pair; constant (a state of the caller's, `jaxalign.controllers.reward_shift`).
+      reward_shift: delta of bco_pair; a constant, which the caller may track from batch to batch.
       likelihood_weight, likelihood: the term above. "token-mean" is over all chosen tokens of the batch,
         "sequence-mean" over those of each pair and then over pairs, "sequence-sum" is the mean of -S_w (CPO's formula).
       offset: [B], of odpo: by how much, in units of reward, the chosen completion is to win.

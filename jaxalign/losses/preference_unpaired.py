@@ -61,11 +61,11 @@ def unpaired_loss(
       beta: > 0, per nat.
       desirable_weight, undesirable_weight: factors of the two classes. KTO wants their ratio times n_desirable /
         n_undesirable to lie in [1, 4/3].
-      reward_shift: delta of bco, a constant (`jaxalign.controllers.reward_shift`).
+      reward_shift: delta of bco; a constant, which the caller may track from batch to batch.
       reduction: "mean" over all rows; "class-balanced": mean over desirable plus mean over undesirable rows (BCO's
         paper), where a class without rows adds 0.
-      weights: [B], constants that multiply the loss of each row without entering the weight it is divided by (density
-        ratios, `jaxalign.losses.preference_matching`).
+      weights: [B], constants that multiply the loss of each row without entering the weight it is divided by (BCO's
+        density ratios).
 
     Returns:
       An Objective with the means reward_desirable, reward_undesirable (over rows of the class), log_prob, and kl (z0)
