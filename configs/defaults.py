@@ -355,6 +355,11 @@ def arm(spec: str, *overrides: str) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict({"config": spec, "overrides": overrides})
 
 
+def study(module: str, setting: str) -> ml_collections.ConfigDict:
+    """One side of a comparison made by a study: `run(setting, seed) -> metrics` of a module of experiments/studies."""
+    return ml_collections.ConfigDict({"study": module, "setting": setting})
+
+
 def expectation(metric: str, arm: str, direction: str, against: str, by: float = 0.0) -> ml_collections.ConfigDict:
     """What must be seen: the metric of `arm` is "higher" or "lower" than that of `against` by more than `by`."""
     return ml_collections.ConfigDict(

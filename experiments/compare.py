@@ -13,17 +13,19 @@ Flags:
   --config.KEY=VALUE         overrides one key of the claim
 
 Every run is `python -m experiments.run` in a process of its own, one after the other. Runs of one seed are paired:
-they see the same questions in the same order.
+they see the same questions in the same order. An arm may also be a setting of a study: a small experiment of a paper
+that needs no run of its own (experiments/studies).
 """
 
 import argparse
 import datetime
+import importlib
 import json
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -77,6 +79,52 @@ def train(spec: str, overrides: Sequence[str], seed: int, workdir: Path) -> None
         tail = " / ".join((workdir / "output.txt").read_text().splitlines()[-2:])
         raise UserError(f"the run in {workdir} ended with code {done.returncode}: {tail} (all of it: output.txt there)")
     print(f"    {time.perf_counter() - began:.0f} s", flush=True)
+
+
+STUDY_FILE = "study.json"
+
+
+def run_study(arm, seed: int, workdir: Path) -> dict[str, float]:
+    """The metrics of one setting of a study and seed, unless they are there already."""
+    place = workdir / STUDY_FILE
+    if place.exists():
+        print(f"  {workdir}: finished before", flush=True)
+        return json.loads(place.read_text())
+    print(f"  {arm.study}: {arm.setting}, seed {seed}", flush=True)
+    began = time.perf_counter()
+    metrics = {name: float(value) for name, value in _study(arm).run(arm.setting, seed).items()}
+    workdir.mkdir(parents=True, exist_ok=True)
+    unfinished = place.with_suffix(".part")
+    unfinished.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
+    unfinished.replace(place)
+    print(f"    {time.perf_counter() - began:.0f} s", flush=True)
+    return metrics
+
+
+def _study(arm):
+    """The module of a study. Raises UserError: there is none of that name, or it has no such setting."""
+    try:
+        module = importlib.import_module(arm.study)
+    except ModuleNotFoundError as error:
+        if error.name not in (arm.study, arm.study.rpartition(".")[0]):
+            raise
+        raise UserError(f"there is no study {arm.study!r}; studies are the modules of experiments/studies") from error
+    if arm.setting not in module.SETTINGS:
+        raise UserError(f"{arm.study} has no setting {arm.setting!r}; it has {', '.join(module.SETTINGS)}")
+    return module
+
+
+def results(name: str, arm, seed: int, workdir: Path, metrics: Iterable[str], last_steps: int) -> dict[str, Run]:
+    """Each of `metrics` of one arm and seed, which is run unless it was. Raises UserError."""
+    place = workdir / name / f"seed{seed}"
+    if "study" not in arm:
+        train(arm.config, arm.overrides, seed, place)
+        return {metric: read_metric(place, metric, last_steps) for metric in metrics}
+    found = run_study(arm, seed, place)
+    for metric in metrics:
+        if metric not in found:
+            raise UserError(f"{arm.study} gives no metric {metric!r}; it gives {', '.join(map(repr, found))}")
+    return {metric: Run(found[metric], None) for metric in metrics}
 
 
 def judge(expectation, runs: dict[str, list[Run]]) -> dict[str, Any]:
@@ -142,6 +190,9 @@ def check(claim) -> None:
     from jaxalign.training import configuration
 
     for arm in claim.arms.values():
+        if "study" in arm:
+            _study(arm)
+            continue
         config = configuration.load_config(arm.config)
         configuration.apply_overrides(config, [f"--config.{text}" for text in arm.overrides])
 
@@ -155,17 +206,15 @@ def compare(claim, workdir: Path, command: str) -> dict[str, Any]:
     found: dict[str, dict[str, list[Run]]] = {metric: {name: [] for name in claim.arms} for metric in metrics}
     for seed in claim.seeds:
         for name, arm in claim.arms.items():
-            place = workdir / name / f"seed{seed}"
-            train(arm.config, arm.overrides, seed, place)
-            for metric in metrics:
-                found[metric][name].append(read_metric(place, metric, claim.last_steps))
+            for metric, run in results(name, arm, seed, workdir, metrics, claim.last_steps).items():
+                found[metric][name].append(run)
     return {
         "claim": claim.name,
         "statement": claim.statement,
         "command": command,
         "date": datetime.date.today().isoformat(),
         "seeds": list(claim.seeds),
-        "arms": {name: {"config": arm.config, "overrides": list(arm.overrides)} for name, arm in claim.arms.items()},
+        "arms": {name: json.loads(arm.to_json()) for name, arm in claim.arms.items()},
         "values": {
             metric: {name: [run.value for run in runs] for name, runs in arms.items()} for metric, arms in found.items()
         },

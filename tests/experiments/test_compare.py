@@ -121,3 +121,49 @@ def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
 def test_what_is_missing_is_said(arguments, message, capsys):
     assert compare.main(arguments) == 2
     assert message in capsys.readouterr().err
+
+
+STUDY = """
+SETTINGS = ("good", "bad")
+calls = []
+def run(setting, seed):
+    calls.append((setting, seed))
+    return {"score": seed + (0.5 if setting == "good" else 0.0)}
+"""
+
+
+def study_claim(study, *settings):
+    claim = defaults.claim("small", "Good is better.", seeds=(0, 1, 2))
+    for setting in settings:
+        claim.arms[setting] = defaults.study(study, setting)
+    claim.expectations.better = defaults.expectation("score", settings[0], "higher", settings[-1], by=0.4)
+    return claim
+
+
+def test_a_study_is_compared_and_not_run_again(tmp_path, monkeypatch):
+    (tmp_path / "some_study.py").write_text(STUDY)
+    monkeypatch.syspath_prepend(tmp_path)
+    claim = study_claim("some_study", "good", "bad")
+    for _ in range(2):
+        record = compare.compare(claim, tmp_path / "work", "")
+        assert record["values"]["score"] == {"good": [0.5, 1.5, 2.5], "bad": [0.0, 1.0, 2.0]}
+        assert record["arms"]["good"] == {"study": "some_study", "setting": "good"}
+        assert [result["verdict"] for result in record["results"]] == ["holds"]
+    import some_study
+
+    assert len(some_study.calls) == 6
+
+    claim.expectations.better.metric = "scores"
+    with pytest.raises(UserError, match="some_study gives no metric 'scores'; it gives 'score'"):
+        compare.compare(claim, tmp_path / "work", "")
+
+
+@pytest.mark.parametrize(
+    ("study", "message"),
+    [("experiments.studies.nothing", "there is no study"), ("some_study", "has no setting 'odd'; it has good, bad")],
+)
+def test_an_unknown_study_or_setting(study, message, tmp_path, monkeypatch):
+    (tmp_path / "some_study.py").write_text(STUDY)
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=message):
+        compare.compare(study_claim(study, "odd", "good"), tmp_path / "work", "")
