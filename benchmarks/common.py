@@ -171,3 +171,44 @@ def export_model(folder: str) -> None:
     extra = dict(bos_token_id=model.tokenizer.bos_id, eos_token_id=eos, pad_token_id=eos)
     save_folder(folder, model.config, model.params, dtype="float32", extra=extra)
     model.tokenizer.save(folder)
+
+
+def compare_steps(module: str, sides: Mapping[str, tuple[str, dict]], arguments, tokens: int) -> None:
+    """Losses, times and memory of a train step of several sides; ours is "jaxalign", of class `Jax`, and comes first.
+
+    A side has `run() -> loss`, ours also `temporary_bytes()`. Targets: 1.5x the speed of each other side in 40 % of its
+    memory beyond what it holds between steps.
+    """
+    workers: dict[str, Worker] = {}
+    try:
+        losses, memory = {}, {}
+        for name, (kind, options) in sides.items():
+            python = sys.executable if kind == "Jax" else arguments.peer_python
+            worker = Worker(f"{module}:{kind}", python=python, priority=arguments.priority, **options)
+            workers[name] = worker
+            losses[name] = [worker.call("run")]
+            worker.call("memory_start")  # the moments of the optimizer exist by now
+            losses[name].append(worker.call("run"))
+            memory[name] = worker.call("memory_growth")
+        print_table(
+            ("loss", "first step", "second step"),
+            [[name, *(f"{loss:.4f}" for loss in some)] for name, some in losses.items()],
+        )
+        calls = in_turns(
+            {name: (lambda worker=worker: worker.timed("run")) for name, worker in workers.items()}, arguments.rounds
+        )
+        found = {name: summarise(some) for name, some in calls.items()}
+        temporary = workers["jaxalign"].call("temporary_bytes")
+        rows = []
+        for name, summary in found.items():
+            stated = f"{temporary / 1e6:.0f} MB" if name == "jaxalign" else "-"
+            rate = f"{tokens / summary.seconds:.0f}"
+            rows.append(timing_row(name, summary, rate, f"{memory[name] / 1e6:.0f} MB", stated))
+        print_table((*TIMING, "tokens/s", "peak growth", "compiler's temporaries"), rows)
+        for name in list(sides)[1:]:
+            ratio = found[name].seconds / found["jaxalign"].seconds
+            print_target(f"speed against {name}", ratio, 1.5, "x", at_most=False)
+            print_target(f"temporary memory against {name}", 100 * temporary / memory[name], 40, "%")
+    finally:
+        for worker in workers.values():
+            worker.close()

@@ -111,6 +111,8 @@ def train(steps: int) -> ml_collections.ConfigDict:
     config.save_every = 0  # steps between checkpoints; 0: at the end and when stopped
     config.keep = 2  # newest checkpoints kept
     config.evaluate_every = 0  # steps between evaluations; 0: before and after only
+    # Of the moving average of what is trained, which is then what is evaluated (and exported by --average); 0: none
+    config.ema_decay = 0.0
     config.max_skipped_in_a_row = 5  # non-finite steps in a row that stop the run
     return config
 

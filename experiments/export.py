@@ -38,6 +38,7 @@ def export(
     *,
     adapter_only: bool = False,
     merge: bool = False,
+    average: bool = False,
     step: int | None = None,
     dtype: str = "float32",
     max_file_bytes: int = 4 * 2**30,
@@ -47,13 +48,14 @@ def export(
 
     Args:
         adapter_only, merge: the two forms of a run that trained an adapter; merged where neither is given.
+        average: the moving average of what was trained (config.train.ema_decay), not its last value.
         step: of the checkpoint; None takes the newest.
         dtype: of the weights in the files; adapters are always float32.
         max_file_bytes: weights are split into files of at most this size.
 
     Raises:
-        UserError: no checkpoint; `to` exists; too little space; an adapter is asked for of a run without one; the base
-            of the adapter is not the one it was trained on.
+        UserError: no checkpoint; `to` exists; too little space; an adapter or an average is asked for of a run without
+            one; the base of the adapter is not the one it was trained on.
     """
     workdir, to = Path(checkpoint), Path(to)
     if adapter_only and merge:
@@ -74,7 +76,12 @@ def export(
         raise UserError(
             f"the run in {workdir} trained all weights and no adapter; leave --adapter-only and --merge out"
         )
-    params = stored.read({"params": policy.abstract})["params"]
+    if average and not config.train.get("ema_decay"):
+        raise UserError(f"the run in {workdir} kept no average (config.train.ema_decay is 0); leave --average out")
+    if average:
+        params = stored.read({"opt_state": {"average": policy.abstract}})["opt_state"]["average"]
+    else:
+        params = stored.read({"params": policy.abstract})["params"]
     with whole_folder(to) as folder:
         if adapter_only:
             _check_room(to, sum(leaf.nbytes for leaf in jax.tree.leaves(params)))
@@ -173,6 +180,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="of the weights (default: %(default)s)")
     parser.add_argument("--merge", action="store_true", help="an adapter merged into its base (the default)")
     parser.add_argument("--adapter-only", action="store_true", help="the adapter alone, in PEFT's format")
+    parser.add_argument("--average", action="store_true", help="the moving average of the weights (train.ema_decay)")
     parser.add_argument("--max-file-gb", type=float, default=4.0, help="largest file of weights (default: %(default)s)")
     options = parser.parse_args(argv)
     try:
@@ -181,6 +189,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             options.to,
             adapter_only=options.adapter_only,
             merge=options.merge,
+            average=options.average,
             step=options.step,
             dtype=options.dtype,
             max_file_bytes=int(options.max_file_gb * 2**30),

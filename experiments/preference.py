@@ -233,7 +233,7 @@ def run(config, workdir: str) -> None:
 
         def evaluate(state, done: int) -> dict[str, float]:
             del done
-            weights = policy.weights(state.params)
+            weights = policy.evaluated(state)
             metrics = {} if held_out is None else held_out.metrics(weights)
             return metrics | ({} if pairs is None else pairs.metrics(weights))
 
@@ -247,5 +247,5 @@ def run(config, workdir: str) -> None:
         if not session.stopped:
             for evaluation in (held_out, pairs):
                 if evaluation is not None:
-                    evaluation.record(session, policy.weights(state.params), "after")
+                    evaluation.record(session, policy.evaluated(state), "after")
         session.finish(done)

@@ -15,7 +15,7 @@ from experiments import rl, sft
 from experiments.groups import abstract_groups, reference_use
 from experiments.questions import PROMPT_BUCKET
 from experiments.rollout import make_sampler, make_score
-from experiments.setup import Model, Policy, build_optimizer, decoder_options, state_layout
+from experiments.setup import Model, build_optimizer, build_policy, decoder_options, state_layout
 from jaxalign.data.packing import PackedRows
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.decoding.sampler import bucket_length
@@ -28,7 +28,6 @@ from jaxalign.placement import under_mesh
 from jaxalign.training.mesh import batch_sharding, batch_shards, make_mesh, replicated
 from jaxalign.training.sharding import DECODER_RULES, shardings_for
 from jaxalign.training.state import with_shardings
-from jaxalign.training.step import make_train_step
 
 
 class Part(NamedTuple):
@@ -57,9 +56,7 @@ def abstract_model(config, devices) -> Model:
 
 
 def parts(config, model: Model) -> dict[str, Part]:
-    """The programs of the config's experiment. Raises UserError: settings that cannot work together; an adapter."""
-    if config.adapter.kind != "none":
-        raise UserError("programs over an adapter cannot be compiled ahead of time yet; use --config.adapter.kind=none")
+    """The programs of the config's experiment. Raises UserError: settings that cannot work together."""
     return {"rl": rl_parts, "sft": sft_parts}[config.experiment](config, model)
 
 
@@ -70,8 +67,13 @@ def rl_parts(config, model) -> dict[str, Part]:
     optimizer = build_optimizer(config, updates)
     copy = jax.eval_shape(lambda params: frozen_copy(model.decoder, params), model.decoder.abstract_params())
     reference = with_shardings(copy, model.shardings)
-    in_state = bool(reference_use(config)) and config.warm_start.steps > 0
-    layout = state_layout(Policy(model), optimizer, {"reference": copy} if in_state else {})
+    policy = build_policy(config, model)
+    adapted = policy.adapter is not None
+    in_state = bool(reference_use(config)) and config.warm_start.steps > 0 and not adapted
+    layout = state_layout(policy, optimizer, {"reference": copy} if in_state else {})
+    base = (policy.abstract_base(),) if adapted else ()
+    if adapted:
+        reference = base[0]
     width = bucket_length([config.data.max_prompt_tokens], PROMPT_BUCKET)
     groups = abstract_groups(config, width, with_old=updates > 1)
     part = jax.tree.map(
@@ -82,14 +84,9 @@ def rl_parts(config, model) -> dict[str, Part]:
     key = jax.ShapeDtypeStruct(key.shape, key.dtype, sharding=replicated(model.mesh))
 
     def train():
-        step = make_train_step(
-            rl.build_loss(config, model.decoder),
-            optimizer,
-            mesh=model.mesh,
-            shardings=layout.shardings,
-            micro_batches=config.train.micro_batches,
-        )
-        return step.lower(layout.abstract, placed(part, batch_sharding(model.mesh)))
+        loss_fn = rl.build_loss(config, model.decoder)
+        step = policy.compiled_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
+        return step.lower(layout.abstract, placed(part, batch_sharding(model.mesh)), *base)
 
     def score():
         with under_mesh(model.mesh):
@@ -98,7 +95,7 @@ def rl_parts(config, model) -> dict[str, Part]:
     def decode():
         sampler = make_sampler(config, model)
         return sampler.lower(
-            layout.abstract.params,
+            policy.weight_shapes(layout.abstract.params),
             filled.prompts,
             filled.prompt_lengths,
             key,
@@ -106,7 +103,7 @@ def rl_parts(config, model) -> dict[str, Part]:
         )
 
     state, params = device_bytes(layout.abstract), device_bytes(layout.abstract.params)
-    frozen = device_bytes(reference) if reference_use(config) and not in_state else 0
+    frozen = device_bytes(reference) if reference_use(config) and not in_state and not adapted else 0
     return {
         "train": Part("train step", train, state, frozen),
         "score": Part("scoring step", score, state, state),
@@ -117,19 +114,16 @@ def rl_parts(config, model) -> dict[str, Part]:
 def sft_parts(config, model) -> dict[str, Part]:
     """The programs of experiments/sft.py."""
     optimizer = build_optimizer(config)
-    layout = state_layout(Policy(model), optimizer)
+    policy = build_policy(config, model)
+    layout = state_layout(policy, optimizer)
+    base = () if policy.adapter is None else (policy.abstract_base(),)
     shape = (config.packing.rows_per_step, config.packing.row_length)
     rows = PackedRows(*(jax.ShapeDtypeStruct(shape, np.int32) for _ in PackedRows._fields))
 
     def train():
-        step = make_train_step(
-            sft.make_loss(model.decoder, **config.loss),
-            optimizer,
-            mesh=model.mesh,
-            shardings=layout.shardings,
-            micro_batches=config.train.micro_batches,
-        )
-        return step.lower(layout.abstract, placed(rows, batch_sharding(model.mesh)))
+        loss_fn = sft.make_loss(model.decoder, **config.loss)
+        step = policy.compiled_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
+        return step.lower(layout.abstract, placed(rows, batch_sharding(model.mesh)), *base)
 
     return {"train": Part("train step", train, device_bytes(layout.abstract), 0)}
 

@@ -241,11 +241,12 @@ def run(config, workdir: str) -> None:
             advance,
             start=start,
             data_state=lambda done: BatchIterator(batches, done * rollout.max_draws).get_state(),
-            evaluate=None if held_out is None else lambda state, done: held_out.metrics(policy.weights(state.params)),
+            evaluate=None if held_out is None else lambda state, done: held_out.metrics(policy.evaluated(state)),
         )
         if held_out is not None and not session.stopped:
-            state = state.replace(opt_state=None)  # all is saved: room for the evaluations
+            weights = policy.evaluated(state)
+            state = state.replace(params=None, opt_state=None)  # all is saved: room for the evaluations
             if needs_reference:
                 held_out.record(session, state.extra.get("reference", reference), "before")
-            held_out.record(session, policy.weights(state.params), "after")
+            held_out.record(session, weights, "after")
         session.finish(done)

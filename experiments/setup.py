@@ -12,13 +12,15 @@ from jaxalign.models import loading, peft_io
 from jaxalign.models.config import NAMED
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.fingerprint import fingerprint
-from jaxalign.models.lora import LoraConfig, abstract_adapter, adapter_modules, attach, init_adapter
+from jaxalign.models.lora import LoraConfig, abstract_adapter, adapter_modules, attach, attach_shapes, init_adapter
 from jaxalign.models.scoring import frozen_copy
+from jaxalign.placement import under_mesh
 from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.ema import average_of, averaged
 from jaxalign.training.mesh import make_mesh
 from jaxalign.training.optimizers import make_optimizer
 from jaxalign.training.sharding import ADAPTER_RULES, DECODER_RULES, shardings_for, state_shardings
-from jaxalign.training.state import TrainState, abstract_state, create_state
+from jaxalign.training.state import TrainState, abstract_state, create_state, with_shardings
 from jaxalign.training.step import LossFn, make_train_step
 
 BASE = "base weights"  # under this name a checkpoint keeps the fingerprint of an adapter's base
@@ -73,8 +75,12 @@ def build_model(config) -> Model:
 
 
 def build_optimizer(config, updates_per_step: int = 1):
-    """The optimizer of `config.optimizer`; its schedule counts updates, of which a step makes `updates_per_step`."""
-    return make_optimizer(**config.optimizer, total_steps=config.train.steps * updates_per_step)
+    """The optimizer of `config.optimizer`; its schedule counts updates, of which a step makes `updates_per_step`.
+
+    With `config.train.ema_decay` its state keeps an average of the parameters (`training.ema`).
+    """
+    optimizer = make_optimizer(**config.optimizer, total_steps=config.train.steps * updates_per_step)
+    return averaged(optimizer, config.train.ema_decay) if config.train.ema_decay else optimizer
 
 
 def adapter_config(config) -> LoraConfig | None:
@@ -141,6 +147,11 @@ class Policy:
     def weights(self, params) -> dict:
         return params if self.adapter is None else attach(self.base, params, self.adapter)
 
+    def evaluated(self, state: TrainState) -> dict:
+        """The weights that evaluations read: of the average of `params` where the run keeps one."""
+        average = average_of(state.opt_state)
+        return self.weights(state.params if average is None else average)
+
     def abstract_weights(self) -> dict:
         """Shapes of `weights`."""
         if self.adapter is None:
@@ -149,19 +160,31 @@ class Policy:
             functools.partial(attach, config=self.adapter), self.model.decoder.abstract_params(), self.abstract
         )
 
-    def train_step(self, loss_fn: LossFn, optimizer, layout: "Layout", *, micro_batches: int = 1) -> Callable:
-        """`make_train_step` for this policy: (state, batch) -> (state, metrics); `loss_fn` takes the weights."""
+    def weight_shapes(self, params) -> dict:
+        """`weights` for shapes that carry their shardings."""
+        return params if self.adapter is None else attach_shapes(self.abstract_base(), params, self.adapter)
+
+    def abstract_base(self) -> dict:
+        """Shapes and places of `base`, as the devices of the mesh hold it."""
+        with under_mesh(self.mesh):
+            shapes = jax.eval_shape(
+                functools.partial(frozen_base, self.model.decoder), self.model.decoder.abstract_params()
+            )
+        return with_shardings(shapes, self.model.shardings)
+
+    def compiled_step(self, loss_fn: LossFn, optimizer, layout: "Layout", *, micro_batches: int = 1) -> Callable:
+        """`make_train_step` of this policy: (state, batch[, base]) -> (state, metrics); `loss_fn` takes weights."""
         options = dict(mesh=self.mesh, shardings=layout.shardings, micro_batches=micro_batches)
-        if self.adapter is None:
-            return make_train_step(loss_fn, optimizer, **options)
-        step = make_train_step(
-            loss_fn,
-            optimizer,
-            attach=functools.partial(attach, config=self.adapter),
-            frozen_shardings=self.model.shardings,
-            **options,
-        )
-        return lambda state, batch: step(state, batch, self.base)
+        if self.adapter is not None:
+            options |= dict(
+                attach=functools.partial(attach, config=self.adapter), frozen_shardings=self.model.shardings
+            )
+        return make_train_step(loss_fn, optimizer, **options)
+
+    def train_step(self, loss_fn: LossFn, optimizer, layout: "Layout", *, micro_batches: int = 1) -> Callable:
+        """`compiled_step` over the base that is held: (state, batch) -> (state, metrics)."""
+        step = self.compiled_step(loss_fn, optimizer, layout, micro_batches=micro_batches)
+        return step if self.adapter is None else lambda state, batch: step(state, batch, self.base)
 
     def _hold(self, weights, checkpointer: Checkpointer | None) -> None:
         self.base = frozen_base(self.model.decoder, weights)

@@ -113,10 +113,10 @@ def run(config, workdir: str) -> None:
             advance,
             start=start,
             data_state=lambda done: BatchIterator(batches, done).get_state(),
-            evaluate=None if held_out is None else lambda state, done: held_out.metrics(policy.weights(state.params)),
+            evaluate=None if held_out is None else lambda state, done: held_out.metrics(policy.evaluated(state)),
         )
         if held_out is not None and not session.stopped:
-            held_out.record(session, policy.weights(state.params), "after")
+            held_out.record(session, policy.evaluated(state), "after")
         session.finish(done)
 
 

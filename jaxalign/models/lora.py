@@ -139,6 +139,15 @@ def attach(base: Any, adapter: Any, config: LoraConfig) -> dict:
     return _replace_kernels(base, adapter, adapted)
 
 
+def attach_shapes(base: Any, adapter: Any, config: LoraConfig) -> dict:
+    """`attach` for trees of ShapeDtypeStructs, whose shardings stay (a gain lies where the magnitude lies)."""
+
+    def adapted(module: str, kernel, leaf) -> AdaptedKernel:
+        return AdaptedKernel(kernel, leaf["lora_a"], leaf["lora_b"], leaf.get("magnitude"), config.scale(module))
+
+    return _replace_kernels(base, adapter, adapted)
+
+
 def merge(base: Any, adapter: Any, config: LoraConfig) -> dict:
     """Plain kernels that compute what the policy does: W + s A B (DoRA: m V / ||V||) in float32, rounded once to the
     kernel's dtype, layer by layer. `base` stays as it is, and is what unmerging gives back."""

@@ -119,6 +119,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.train.steps=4",
             "--config.packing.rows_per_step=4",
             "--config.packing.row_length=48",
+            "--config.train.ema_decay=0.9",
             "--config.evaluation.max_questions=4",
         ),
     ),

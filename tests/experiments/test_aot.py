@@ -133,6 +133,27 @@ def test_the_report_of_all_programs(monkeypatch, capsys, tmp_path):
     assert all(entry["roofline"]["limit"] in ("compute", "memory", "interconnect") for entry in figures)
 
 
+@pytest.mark.parametrize("kind", ["lora", "dora"])
+def test_programs_over_an_adapter_hold_the_base_and_train_the_rest(kind):
+    """The state is the adapter and its moments; the base is an argument, and there is no reference beside it."""
+    config = small_config(data=2, fsdp=4)
+    config.adapter.kind, config.rl.loss.kl_coefficient = kind, 0.1
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(NAMED, "small", SMALL)
+        model = programs.abstract_model(config, jax.devices())
+        found = programs.parts(config, model)
+        memory = compiled.memory(found["train"].lower().compile())
+        for name in ("score", "decode"):
+            found[name].lower()
+        config.adapter.kind = "none"
+        whole = programs.parts(config, model)
+    assert found["train"].state < 0.2 * whole["train"].state
+    assert memory.alias == found["train"].state
+    weights = whole["train"].state / 3  # with two moments
+    assert found["train"].state + weights <= memory.argument < found["train"].state + 1.1 * weights
+    assert found["train"].held == 0 < whole["train"].held
+
+
 def test_sft_has_a_train_step(monkeypatch, capsys):
     code, shown = command(
         monkeypatch,

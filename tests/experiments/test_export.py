@@ -38,13 +38,14 @@ def model_folder(folder, architecture) -> DecoderConfig:
     return config
 
 
-def finished_run(tmp_path, architecture="qwen3", kind="none", warm_steps=0):
+def finished_run(tmp_path, architecture="qwen3", kind="none", ema_decay=0.0):
     """(workdir, config of the model, the policy's weights) of a run whose parameters have moved."""
     model_config = model_folder(tmp_path / "model", architecture)
     config = defaults.sft("run", steps=1)
     config.model.path, config.model.compute_dtype = str(tmp_path / "model"), "float32"
     config.mesh.data, config.mesh.fsdp = 1, -1
     config.adapter.kind, config.adapter.rank = kind, 4
+    config.train.ema_decay = ema_decay
     model = build_model(config)
     policy = build_policy(config, model)
     optimizer = build_optimizer(config)
@@ -125,6 +126,20 @@ def test_an_adapter_alone_is_read_back_bit_for_bit(kind, tmp_path):
     assert loaded.settings["base_model_name_or_path"] == str(tmp_path / "model")
     assert not (folder / "config.json").exists()
     assert (folder / "tokenizer.json").is_file()
+
+
+@pytest.mark.parametrize("kind", ["none", "lora"])
+def test_the_average_is_exported_where_it_is_asked_for(kind, tmp_path):
+    """The parameters have moved in `finished_run`, and the average has not: it gives the logits of the first model."""
+    workdir, config, weights = finished_run(tmp_path, kind=kind, ema_decay=0.9)
+    folder = command.export(workdir, tmp_path / "average", average=True)
+    found = logits_of(config, safetensors_io.load_params(folder), TOKENS)
+    first = logits_of(config, safetensors_io.load_params(tmp_path / "model"), TOKENS)
+    np.testing.assert_allclose(found, first, atol=1e-5)
+    assert np.abs(found - logits_of(config, weights, TOKENS)).max() > 1e-2
+    plain = finished_run(tmp_path / "plain")[0]
+    with pytest.raises(UserError, match=r"kept no average \(config.train.ema_decay is 0\)"):
+        command.export(plain, tmp_path / "none", average=True)
 
 
 def test_a_chosen_dtype_is_the_files(tmp_path):
