@@ -114,10 +114,6 @@ def main() -> None:
             common.export_model(folder)
             for form in ("float32", "autocast"):
                 sides[f"torch, {form}"] = ("Torch", dict(form=form, folder=folder))
-            sides["torch, autocast, checkpointing"] = (
-                "Torch",
-                dict(form="autocast", folder=folder, checkpointing=True),
-            )
         common.compare_steps("benchmarks.dpo_step", sides, arguments, 2 * PAIRS * (PROMPT + NEW))
 
 
