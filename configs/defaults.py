@@ -19,6 +19,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
 from jaxalign.losses.policy_gradient import policy_loss
+from jaxalign.losses.ppo import ppo_loss
 from jaxalign.losses.preference import preference_loss
 from jaxalign.losses.preference_unpaired import unpaired_loss
 from jaxalign.losses.supervised import supervised_loss
@@ -27,6 +28,7 @@ from jaxalign.methods import get_method
 from jaxalign.models.config import HUB_IDS
 from jaxalign.models.lora import ALL_LINEAR
 from jaxalign.rewards.advantages import ADVANTAGES
+from jaxalign.rewards.gae import gae
 from jaxalign.rewards.inference_aware import transform
 
 
@@ -198,7 +200,7 @@ def packing() -> ml_collections.ConfigDict:
     return config
 
 
-LOSSES = {function.__name__: function for function in (policy_loss, grao_loss, dypo_loss)}
+LOSSES = {function.__name__: function for function in (policy_loss, grao_loss, dypo_loss, ppo_loss)}
 
 
 def prompts() -> ml_collections.ConfigDict:
@@ -268,7 +270,8 @@ def rl(name: str, method: str = "grpo", *, steps: int) -> ml_collections.ConfigD
     config.rl.mask_truncated = False  # completions cut off by max_new_tokens count nothing in the loss
     config.rl.advantages = ml_collections.ConfigDict({"kind": row.advantages["kind"]})
     options = {key: value for key, value in row.advantages.items() if key != "kind"}
-    config.rl.advantages.update(options_of(ADVANTAGES[row.advantages["kind"]], options))
+    config.rl.advantages.update(options_of({**ADVANTAGES, "gae": gae}[row.advantages["kind"]], options))
+    config.rl.detach_values = True  # the value function's error does not move the policy (objective "ppo_loss")
     config.rl.leave_out = row.leave_out  # completions of each group, those of smallest |advantage|, not trained on
     config.rl.loss = options_of(LOSSES[config.rl.objective], row.loss)
     config.prompts = prompts()

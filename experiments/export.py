@@ -27,6 +27,7 @@ from jaxalign.errors import UserError, user_message
 from jaxalign.models import lora, peft_io
 from jaxalign.models.fingerprint import fingerprint
 from jaxalign.models.safetensors_io import save_folder
+from jaxalign.models.value_head import without_value_head
 from jaxalign.training.checkpoints import StoredCheckpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
@@ -90,7 +91,11 @@ def export(
         else:
             sizes = (leaf.size for leaf in jax.tree.leaves(model.decoder.abstract_params()))
             _check_room(to, sum(sizes) * np.dtype(jax.numpy.dtype(dtype)).itemsize)
-            weights = params if policy.adapter is None else merged(config, policy, params, stored.required, say)
+            weights = (
+                without_value_head(params)
+                if policy.adapter is None
+                else merged(config, policy, params, stored.required, say)
+            )
             save_folder(
                 folder,
                 model.decoder.config,

@@ -22,11 +22,13 @@ class Groups(NamedTuple):
     prompt_lengths: chex.Array  # [P]
     completions: chex.Array  # [P, G, T]
     mask: chex.Array  # [P, G, T]
-    advantages: chex.Array  # [P, G]
+    advantages: chex.Array  # [P, G], or [P, G, T] where a value function makes them
     absent_weight: chex.Array  # [P]; their sum is the loss weight of groups that were left out
     old_log_probs: chex.Array | None  # [P, G, T]; None: the policy of this very update sampled them
     reference_log_probs: chex.Array | None  # [P, G, T]; None: no KL term in the loss
     rewards: chex.Array | None = None  # [P, G] correctness, where a loss grades its groups itself
+    old_values: chex.Array | None = None  # [P, G, T] of the value function that was there at sampling
+    returns: chex.Array | None = None  # [P, G, T] what it should have said
 
     def change_groups(self, change: Callable[[np.ndarray], np.ndarray]) -> "Groups":
         """The batch with `change` applied to every array [P, G, ...]."""
@@ -44,6 +46,11 @@ def reference_use(config) -> str:
     return "report" if config.rl.report_kl_prompts else ""
 
 
+def has_critic(config) -> bool:
+    """Whether a value function makes the advantages."""
+    return config.experiment == "rl" and config.rl.objective == "ppo_loss"
+
+
 def abstract_groups(config, width: int, *, with_old: bool) -> Groups:
     """The shapes of a step's batch, for prompts of `width` tokens."""
     prompts, group_size = config.rollout.prompts_per_step, config.rollout.group_size - config.rl.leave_out
@@ -53,16 +60,19 @@ def abstract_groups(config, width: int, *, with_old: bool) -> Groups:
     tokens = jax.ShapeDtypeStruct((prompts, group_size, config.rollout.max_new_tokens), jnp.float32)
     whole = jax.ShapeDtypeStruct(tokens.shape, jnp.int32)
     each = jax.ShapeDtypeStruct((prompts, group_size), jnp.float32)
+    with_critic = has_critic(config)
     return Groups(
         prompts=jax.ShapeDtypeStruct((prompts, width), jnp.int32),
         prompt_lengths=jax.ShapeDtypeStruct((prompts,), jnp.int32),
         completions=whole,
         mask=tokens,
-        advantages=each,
+        advantages=tokens if with_critic else each,
         absent_weight=jax.ShapeDtypeStruct((prompts,), jnp.float32),
         old_log_probs=tokens if with_old else None,
         reference_log_probs=tokens if reference_use(config) == "loss" else None,
         rewards=each if config.data.answer_fields else None,
+        old_values=tokens if with_critic else None,
+        returns=tokens if with_critic else None,
     )
 
 

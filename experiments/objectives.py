@@ -7,7 +7,9 @@ from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
 from jaxalign.losses.log_probs import TokenLogProbs
 from jaxalign.losses.policy_gradient import policy_loss
-from jaxalign.models.scoring import completion_log_probs
+from jaxalign.losses.ppo import ppo_loss
+from jaxalign.models.scoring import log_probs_of_states, predicting_states
+from jaxalign.models.value_head import head_values
 from jaxalign.objective import Objective
 
 
@@ -51,19 +53,38 @@ def _dypo(scored: TokenLogProbs, batch: Groups, **options) -> Objective:
     )
 
 
+def _ppo(scored: TokenLogProbs, values, batch: Groups, **options) -> Objective:
+    def rows(x):
+        return None if x is None else x.reshape(-1, x.shape[-1])
+
+    arrays = ("advantages", "mask", "old_values", "returns", "old_log_probs", "reference_log_probs")
+    given = {name: rows(getattr(batch, name)) for name in arrays}
+    return ppo_loss(rows(scored.log_probs), rows(values), entropy=rows(scored.entropy), **given, **options)
+
+
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"policy_loss": _policy, "grao_loss": _grao, "dypo_loss": _dypo}
 
 
 def make_loss(
-    decoder, *, temperature: float, share_prompt: bool, objective: str = "policy_loss", **options
+    decoder,
+    *,
+    temperature: float,
+    share_prompt: bool,
+    objective: str = "policy_loss",
+    detach_values: bool = True,
+    **options,
 ) -> Callable:
     """loss_fn(params, Groups, key, extra) -> Objective; `options` are those of the loss that `objective` names."""
-    combine = OBJECTIVES[objective]
 
     def loss_fn(params, batch: Groups, key, extra):
         del key, extra
-        scored = completion_log_probs(decoder, params, *batch[:4], temperature=temperature, share_prompt=share_prompt)
-        result = combine(scored, batch, **options)
+        hidden = predicting_states(decoder, params, *batch[:4], share_prompt=share_prompt)
+        scored = log_probs_of_states(decoder, params, hidden, batch.completions, temperature=temperature)
+        if objective == "ppo_loss":
+            values = head_values(params, hidden, detached=detach_values).reshape(batch.mask.shape)
+            result = _ppo(scored, values, batch, **options)
+        else:
+            result = OBJECTIVES[objective](scored, batch, **options)
         return result._replace(weight=result.weight + batch.absent_weight.sum())
 
     return loss_fn

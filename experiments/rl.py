@@ -14,7 +14,14 @@ import jax
 import jax.numpy as jnp
 
 from experiments.curriculum import Curriculum, try_out
-from experiments.groups import abstract_groups, drop_silent_groups, reference_use, update_batches, with_signal
+from experiments.groups import (
+    abstract_groups,
+    drop_silent_groups,
+    has_critic,
+    reference_use,
+    update_batches,
+    with_signal,
+)
 from experiments.objectives import make_loss
 from experiments.questions import HeldOut, Questions, make_rewards, prompt_width
 from experiments.rollout import Plan, RolloutWorker, over_draws
@@ -39,6 +46,7 @@ def build_loss(config, decoder) -> Callable:
         temperature=config.rollout.temperature,
         share_prompt=rl.share_prompt,
         objective=rl.objective,
+        detach_values=rl.detach_values,
         **options,
     )
 
@@ -79,11 +87,24 @@ def check(config) -> None:
         )
     if config.reward.combine != "sum" and (allocation.enabled or config.reward.reference_completions):
         raise UserError("config.prompts.allocation and config.reward.reference_completions want reward.combine='sum'")
-    answers = bool(config.data.answer_fields)
-    if answers != (rl.objective != "policy_loss") or (answers and (rl.leave_out or allocation.enabled)):
+    answers, of_answers = bool(config.data.answer_fields), rl.objective in ("grao_loss", "dypo_loss")
+    if answers != of_answers or (answers and (rl.leave_out or allocation.enabled)):
         raise UserError(
             f"config.data.answer_fields={config.data.answer_fields} does not go with config.rl.objective="
             f"{rl.objective!r}: the losses of given answers need them, without leave_out and allocation; no other does"
+        )
+    if has_critic(config) and not (
+        alone and not allocation.enabled and not prompts.baseline and not config.reward.reference_completions
+    ):
+        raise UserError(
+            "config.rl.objective='ppo_loss' makes its advantages by a value function: it wants config.rollout."
+            "max_draws=1, config.rl.leave_out=0, no config.prompts.allocation, no config.prompts.baseline and "
+            "config.reward.reference_completions=0"
+        )
+    if has_critic(config) != (rl.advantages.kind == "gae"):
+        raise UserError(
+            f"config.rl.advantages.kind={rl.advantages.kind!r} does not go with config.rl.objective={rl.objective!r}: "
+            "'gae' goes with 'ppo_loss', and only with it"
         )
     if rl.old_log_probs not in ("rollout", "scored"):
         raise UserError(f"config.rl.old_log_probs={rl.old_log_probs!r} is not known; use 'rollout' or 'scored'")
@@ -139,10 +160,11 @@ def run(config, workdir: str) -> None:
         shapes = abstract_groups(config, width, with_old=updates > 1)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
         jax.eval_shape(loss_fn, policy.abstract_weights(), shapes, layout.abstract.key, layout.abstract.extra)
-        jax.eval_shape(
-            lambda rewards: advantages(rewards=rewards, group_size=rollout.group_size, **rl.advantages),
-            jax.ShapeDtypeStruct((rollout.prompts_per_step * rollout.group_size,), jnp.float32),
-        )
+        if not has_critic(config):
+            rewards_of_step = jax.ShapeDtypeStruct((rollout.prompts_per_step * rollout.group_size,), jnp.float32)
+            jax.eval_shape(
+                lambda r: advantages(rewards=r, group_size=rollout.group_size, **rl.advantages), rewards_of_step
+            )
         train_step = policy.train_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
 
         def read_first():

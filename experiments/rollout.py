@@ -8,8 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.critic import Critic
 from experiments.given_answers import draw_answers, with_given
-from experiments.groups import Groups, reference_use, without_smallest
+from experiments.groups import Groups, has_critic, reference_use, without_smallest
 from experiments.questions import completion_texts, padded, score_completions
 from experiments.setup import Model
 from jaxalign.decoding.sampler import Sampler, SamplingConfig
@@ -52,6 +53,19 @@ class Completed(NamedTuple):
         found = np.full((self.owner[-1] + 1, width), np.nan, np.float32)
         found[self.owner, self.place] = values
         return found
+
+    def table(self, examples: Sequence[dict], rewards, weights) -> list[dict[str, Any]]:
+        """Some of the completions, for people."""
+        columns = {
+            "prompt": [examples[index]["prompt"] for index in self.owner],
+            "completion": self.texts,
+            "reward": rewards.tolist(),
+            "advantage": weights.tolist(),
+            "tokens": self.sampled.lengths.tolist(),
+            "truncated": self.sampled.truncated.tolist(),
+        }
+        shown = range(0, len(self.texts), max(len(self.texts) // SHOWN_PER_STEP, 1))
+        return [{name: values[index] for name, values in columns.items()} for index in shown]
 
 
 class Rollout(NamedTuple):
@@ -103,6 +117,7 @@ class RolloutWorker:
     def __init__(self, config, model: Model, rewards: RewardRunner, width: int):
         self._config, self._tokenizer, self._rewards, self._width = config, model.tokenizer, rewards, width
         self._sampler = make_sampler(config, model)
+        self._critic = Critic(config, model) if has_critic(config) else None
         self._key = jax.random.fold_in(jax.random.key(config.seed), 1)
         score = make_score(config, model.decoder)
 
@@ -163,7 +178,8 @@ class RolloutWorker:
         if rl.epochs * rl.batches_per_epoch > 1:
             rescore = rl.old_log_probs == "scored"
             old_log_probs = self.score(params, *scored) if rescore else sampled_log_probs
-        metrics, shaping, reference_log_probs = {}, np.zeros(len(done.owner), np.float32), None
+        metrics, shaping = {}, np.zeros(len(done.owner), np.float32)
+        found = reference_log_probs = None
         use = reference_use(config)
         if use:
             # Where the KL is only reported, the completions of a few prompts are enough.
@@ -172,7 +188,7 @@ class RolloutWorker:
             metrics["kl"] = _token_mean(kl_estimate(sampled_log_probs[known], found, "k3"), scored[3][known])
             if use == "loss":
                 reference_log_probs = found
-            if config.reward.kl_coefficient:
+            if config.reward.kl_coefficient and self._critic is None:  # a critic takes it off token by token
                 flat = (x.reshape(-1, x.shape[-1]) for x in (sampled_log_probs, found, scored[3]))
                 shaping = shaping + kl_penalty(*flat, config.reward.kl_coefficient)
         if config.reward.overlong_buffer:
@@ -197,13 +213,21 @@ class RolloutWorker:
                 answered = score_completions(self._rewards, given.texts, examples)
                 given = given._replace(rewards=self.combined(answered, 1))
             matrix = np.concatenate([matrix, given.rewards[:, None]], axis=1)
-        weights = advantages(rewards=jnp.asarray(matrix.reshape(-1)), group_size=matrix.shape[1], **rl.advantages)
-        weights = np.asarray(weights).reshape(matrix.shape)
+        targets = None
+        if self._critic is None:
+            weights = advantages(rewards=jnp.asarray(matrix.reshape(-1)), group_size=matrix.shape[1], **rl.advantages)
+            weights = np.asarray(weights).reshape(matrix.shape)
+        else:
+            scored[3][:] *= ~np.isnan(matrix)[..., None]  # not scorable: nothing to learn from
+            targets = self._critic(params, scored, matrix, sampled_log_probs, found)
+            weights = targets.advantages.sum(-1) / np.maximum(scored[3].sum(-1), 1)
         own = weights[done.owner, done.place]
 
         absent_weight = np.zeros(rows, np.float32)
         verified = grouped(done.result.rewards[:, 0]) if given is not None else None
         batch = Groups(*scored, grouped(own), absent_weight, old_log_probs, reference_log_probs, verified)
+        if targets is not None:
+            batch = batch._replace(advantages=targets.advantages, old_values=targets.values, returns=targets.returns)
         if rl.leave_out:
             batch = without_smallest(batch, weights, matrix, rl.leave_out)
         if given is not None:
@@ -227,16 +251,7 @@ class RolloutWorker:
             failed = sum(done.result.counts[name])
             if failed:
                 metrics[f"reward/{name}/not_scored"] = float(failed)
-        columns = {
-            "prompt": [examples[index]["prompt"] for index in done.owner],
-            "completion": done.texts,
-            "reward": rewards.tolist(),
-            "advantage": own.tolist(),
-            "tokens": sampled.lengths.tolist(),
-            "truncated": sampled.truncated.tolist(),
-        }
-        shown = range(0, len(done.texts), max(len(done.texts) // SHOWN_PER_STEP, 1))
-        table = [{name: values[index] for name, values in columns.items()} for index in shown]
+        table = done.table(examples, rewards, own)
         owner = done.owner if allocated else np.arange(len(examples))
         outcomes = done.matrix(done.result.rewards[:, 0], width)
         return Rollout(batch, metrics, table, done.result.first_problem, owner, outcomes, weights, signal)

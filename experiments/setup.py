@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from experiments.groups import has_critic
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 from jaxalign.models import loading, peft_io
@@ -14,6 +15,8 @@ from jaxalign.models.decoder import Decoder
 from jaxalign.models.fingerprint import fingerprint
 from jaxalign.models.lora import LoraConfig, abstract_adapter, adapter_modules, attach, attach_shapes, init_adapter
 from jaxalign.models.scoring import frozen_copy
+from jaxalign.models.value_head import NAME as VALUE_HEAD
+from jaxalign.models.value_head import init_value_head
 from jaxalign.placement import under_mesh
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.ema import average_of, averaged
@@ -110,13 +113,28 @@ class Policy:
       base: the frozen weights (see `frozen_base`); None before `begin` or `resume`, and without an adapter.
     """
 
-    def __init__(self, model: Model, adapter: LoraConfig | None = None, *, path: str = "", seed: int = 0):
-        self.model, self.mesh, self.adapter = model, model.mesh, adapter
+    def __init__(
+        self,
+        model: Model,
+        adapter: LoraConfig | None = None,
+        *,
+        path: str = "",
+        seed: int = 0,
+        value_head: bool = False,
+    ):
+        self.model, self.mesh, self.adapter, self._value_head = model, model.mesh, adapter, value_head
         self._path, self._seed = path, seed
         self.abstract, self.shardings, self.base = model.decoder.abstract_params(), model.shardings, None
         if adapter is not None:
             self.abstract = abstract_adapter(self.abstract, adapter)
             self.shardings = shardings_for(self.abstract, ADAPTER_RULES, self.mesh)
+        if value_head:
+            head = jax.eval_shape(self._new_value_head)
+            self.abstract = {**self.abstract, **head}
+            self.shardings = shardings_for(self.abstract, DECODER_RULES, self.mesh)
+
+    def _new_value_head(self) -> dict:
+        return {VALUE_HEAD: init_value_head(self.model.decoder.config.embed_dim)}
 
     def describe(self) -> str:
         if self.adapter is None:
@@ -127,6 +145,8 @@ class Policy:
 
     def begin(self, weights, checkpointer: Checkpointer | None = None) -> Any:
         """The first `params`, from the first weights, which are given away. Checkpoints will name the base."""
+        if self._value_head:
+            return weights | jax.jit(self._new_value_head, out_shardings={VALUE_HEAD: self.shardings[VALUE_HEAD]})()
         if self.adapter is None:
             return weights
         self._hold(weights, checkpointer)
@@ -197,8 +217,15 @@ class Policy:
 
 
 def build_policy(config, model: Model) -> Policy:
-    """Raises UserError: a kind of adapter that is not known, targets that match nothing, a rank that does not fit."""
-    return Policy(model, adapter_config(config), path=config.adapter.path, seed=config.seed)
+    """Raises UserError: a kind of adapter that is not known, targets that match nothing, a rank that does not fit; an
+    adapter together with a value function."""
+    adapter, value_head = adapter_config(config), has_critic(config)
+    if value_head and adapter is not None:
+        raise UserError(
+            f"config.adapter.kind={config.adapter.kind!r} does not go with config.rl.objective='ppo_loss': the value "
+            "function is trained with all weights"
+        )
+    return Policy(model, adapter, path=config.adapter.path, seed=config.seed, value_head=value_head)
 
 
 class Layout(NamedTuple):

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxalign.losses import policy_gradient, supervised
 from jaxalign.losses.log_probs import TokenLogProbs, log_probs_from_logits, token_log_probs
+from jaxalign.losses.ppo import ppo_loss
 from jaxalign.losses.value import value_loss
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
@@ -180,6 +181,30 @@ def value_regression(seed, rows, dtype, scorer) -> Case:
     return token_case(seed, rows, dtype, scorer, loss, noise=0.3)
 
 
+def ppo(method: Method, seed, rows, dtype, scorer) -> Case:
+    """The model's log-probs stand for values too."""
+
+    def loss(outputs, batch):
+        return ppo_loss(
+            outputs["log_probs"],
+            outputs["log_probs"],
+            batch["advantages"],
+            batch["mask"],
+            old_values=batch["old_log_probs"],
+            returns=batch["returns"],
+            old_log_probs=batch["old_log_probs"],
+            reference_log_probs=batch["reference_log_probs"],
+            entropy=outputs["entropy"],
+            kl_coefficient=0.1,
+            **method.loss,
+        )
+
+    def extra(random, batch):
+        return {name: random.normal(size=batch["ids"].shape) for name in ("advantages", "returns")}
+
+    return token_case(seed, rows, dtype, scorer, loss, extra=extra)
+
+
 Builder = Callable[[int, int, Any, Scorer], Case]
 
 CASES: dict[str, Builder] = {
@@ -189,6 +214,7 @@ CASES: dict[str, Builder] = {
         for name in ("reinforce", "rloo", "grpo", "dr_grpo", "gspo", "dapo", "mc_grpo", "spo", "infalign")
         + ("prompt_gdro", "rollout_gdro")
     },
+    "ppo": functools.partial(ppo, METHODS["ppo"]),
     # Not methods of the table:
     "policy_loss with every option": every_option,
     "value_loss": value_regression,

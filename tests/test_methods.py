@@ -9,6 +9,7 @@ from experiments import methods as command
 from jaxalign.errors import UserError
 from jaxalign.methods import METHODS, get_method, markdown_table
 from jaxalign.rewards.advantages import ADVANTAGES
+from jaxalign.rewards.gae import gae
 
 ROOT = Path(__file__).resolve().parents[1]
 every_method = pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
@@ -30,7 +31,7 @@ def test_pieces_exist_and_take_the_settings(method):
     assert set(method.loss) <= keywords(pieces[0])
     if method.experiment == "rl":
         options = dict(method.advantages)
-        function = ADVANTAGES[options.pop("kind")]
+        function = {**ADVANTAGES, "gae": gae}[options.pop("kind")]
         assert function in pieces
         assert set(options) <= keywords(function)
     else:

@@ -5,6 +5,27 @@ import jax
 from jaxalign.losses.log_probs import TokenLogProbs, token_log_probs
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.rows import completion_rows, gather_predictors, separate
+from jaxalign.models.value_head import head_values
+
+
+def predicting_states(decoder: Decoder, params, prompts, prompt_lengths, completions, mask, *, share_prompt=True):
+    """Hidden states [rows, ..., T, D] that predict the completion tokens, [P, K, T] of them in all."""
+    arguments = (prompts, prompt_lengths, completions, mask)
+    rows = completion_rows(*(arguments if share_prompt else separate(*arguments)))
+    hidden = decoder.hidden(params, rows.tokens, rows.positions, rows.segments, rows.parents)
+    return gather_predictors(hidden, rows.predictors)
+
+
+def log_probs_of_states(decoder: Decoder, params, hidden, completions, *, temperature=1.0) -> TokenLogProbs:
+    """What `completion_log_probs` gives, from `predicting_states`."""
+    scored = token_log_probs(
+        hidden,
+        decoder.head(params),
+        completions.reshape(hidden.shape[:-1]),
+        temperature=temperature,
+        compute_dtype=decoder.compute_dtype,
+    )
+    return jax.tree.map(lambda a: a.reshape(completions.shape), scored)
 
 
 def completion_log_probs(
@@ -19,17 +40,14 @@ def completion_log_probs(
       share_prompt: one row per prompt with all K completions behind it, else one row per completion. Equal values;
         sharing costs less while K T is short against what attention over the longer row costs.
     """
-    arguments = (prompts, prompt_lengths, completions, mask)
-    rows = completion_rows(*(arguments if share_prompt else separate(*arguments)))
-    hidden = decoder.hidden(params, rows.tokens, rows.positions, rows.segments, rows.parents)
-    scored = token_log_probs(
-        gather_predictors(hidden, rows.predictors),
-        decoder.head(params),
-        completions.reshape(rows.predictors.shape),
-        temperature=temperature,
-        compute_dtype=decoder.compute_dtype,
-    )
-    return jax.tree.map(lambda a: a.reshape(completions.shape), scored)
+    hidden = predicting_states(decoder, params, prompts, prompt_lengths, completions, mask, share_prompt=share_prompt)
+    return log_probs_of_states(decoder, params, hidden, completions, temperature=temperature)
+
+
+def completion_values(decoder: Decoder, params, prompts, prompt_lengths, completions, mask, share_prompt=True):
+    """[P, K, T] values by the head among the parameters (`models.value_head`), before each completion token."""
+    hidden = predicting_states(decoder, params, prompts, prompt_lengths, completions, mask, share_prompt=share_prompt)
+    return head_values(params, hidden, detached=True).reshape(completions.shape)
 
 
 def frozen_copy(decoder: Decoder, params, *, exact: bool = False):

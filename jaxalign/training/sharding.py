@@ -42,6 +42,7 @@ DECODER_RULES: tuple[Rule, ...] = (
     Rule(r"layers/(attention|mlp)_norm/scale", _P()),
     Rule(r"layers/post_(attention|mlp)_norm/scale", _P(), optional=True),
     Rule(r"final_norm/scale", _P()),
+    Rule(r"value_head/(kernel|bias)", _P(), optional=True),
 )
 
 

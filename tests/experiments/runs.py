@@ -113,6 +113,16 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.data.held_out=",
         ),
     ),
+    "ppo": (
+        "configs/ppo.py:tiny",
+        (
+            "--config.train.steps=4",
+            "--config.rollout.prompts_per_step=4",
+            "--config.rollout.group_size=4",
+            "--config.warm_start.steps=8",
+            "--config.data.held_out=",
+        ),
+    ),
     "sft": (
         "configs/sft_arithmetic.py:tiny",
         (

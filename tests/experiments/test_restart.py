@@ -35,7 +35,7 @@ def test_an_interrupted_run_equals_a_straight_one(name, tmp_path):
 
     expected, actual = leaves(tmp_path / "straight", 4), leaves(tmp_path / "stopped", 4)
     assert len(expected) > 30
-    assert all(leaf["crc32"] is not None for leaf in expected.values())
+    assert all(leaf["checksum"] is not None for leaf in expected.values())
     assert actual == expected
     assert expected != leaves(tmp_path / "stopped", 2)
     logged = [without_times(runs.rows(tmp_path / folder)) for folder in ("straight", "stopped")]

@@ -55,7 +55,8 @@ def restore(folder, *, config=CONFIG, abstract=None, **options):
 
 
 def data_files(folder, step):
-    return sorted((folder / str(step) / "state").rglob("d/*"), key=lambda file: -file.stat().st_size)
+    """The chunks of arrays, the largest first; they are named by their numbers: 0.0, 0.1, ..."""
+    return sorted((folder / str(step) / "state").rglob("[0-9]*"), key=lambda file: -file.stat().st_size)
 
 
 @pytest.mark.parametrize("asynchronous", [True, False])
@@ -189,7 +190,7 @@ def test_a_half_written_checkpoint_is_ignored_and_removed(tmp_path, capsys):
         with Checkpointer(folder) as checkpointer:
             threading.Thread(target=kill, daemon=True).start()
             for step in range(2, 40):
-                checkpointer.save(step, {"w": jnp.ones((4096, 1024))}, None)
+                checkpointer.save(step, {"w": jnp.ones((16384, 2048))}, None)
     """
     environment = os.environ | {"JAX_PLATFORMS": "cpu"}
     process = subprocess.run(
