@@ -70,7 +70,7 @@ def test_the_kl_is_taken_off_token_by_token(start):
 @pytest.mark.parametrize("detached", [True, False])
 def test_what_the_value_error_moves(start, detached):
     """With advantages 0 only values are in error: detached they move their head alone."""
-    config, model, _, params = start
+    _, model, _, params = start
     scored, _, _ = completions()
     zeros = np.zeros(scored[3].shape, np.float32)
     batch = Groups(*scored, zeros, np.zeros(PROMPTS, np.float32), None, None, old_values=zeros, returns=zeros + 1)
@@ -86,5 +86,5 @@ def test_what_the_value_error_moves(start, detached):
 def test_an_adapter_is_refused():
     config = configuration.load_config("configs/ppo.py:tiny")
     config.adapter.kind = "lora"
-    with pytest.raises(UserError, match="does not go with config.rl.objective='ppo_loss'"):
+    with pytest.raises(UserError, match=r"does not go with config\.rl\.objective='ppo_loss'"):
         build_policy(config, build_model(config))
