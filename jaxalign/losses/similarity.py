@@ -15,8 +15,9 @@ def unit(x: jax.Array) -> jax.Array:
     """x / ||x|| along the last axis, in float32 or better; 0, with zero gradient, where x is 0."""
     x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     squared = jnp.sum(x * x, -1, keepdims=True)
-    # The root is taken of 1 where the norm is 0: its derivative at 0 would be infinite.
-    return jnp.where(squared > 0, x * jax.lax.rsqrt(jnp.where(squared > 0, squared, 1)), 0)
+    # The root is taken of 1 where the norm is 0: its derivative at 0 would be infinite. A NaN stays one.
+    nothing = squared == 0
+    return jnp.where(nothing, 0, x * jax.lax.rsqrt(jnp.where(nothing, 1, squared)))
 
 
 def gathered(tree: Any, axis_name: str | tuple[str, ...] | None) -> Any:
