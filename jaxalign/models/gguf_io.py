@@ -99,7 +99,7 @@ def load_params(
     """
     config = config or read_config(file)
     shapes = {name: tensor.shape for name, tensor in file.tensors.items() if name != _ROPE_FACTORS}
-    weights.check_tensors(config, "gguf", shapes, str(file.path))
+    weights.check_tensors(weights.file_tensors(config, "gguf"), shapes, str(file.path))
     interleaved = file.metadata.get("general.architecture") == "llama"
 
     def read(leaf: weights.Leaf, layer: int | None, index: weights.Index) -> np.ndarray:
@@ -116,7 +116,7 @@ def load_params(
             return values[:, index[0]].T
         return values[:, index[1]] if values.ndim == 2 else values
 
-    return weights.assemble(config, read, shardings=shardings, dtype=dtype)
+    return weights.assemble(weights.leaves(config), read, shardings=shardings, dtype=dtype)
 
 
 def half_split_rows(heads: int, head_dim: int) -> np.ndarray:

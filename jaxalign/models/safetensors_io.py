@@ -7,7 +7,7 @@ one leaf beside the arrays themselves (one leaf where no shardings are given).
 import contextlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +50,32 @@ def load_params(
     """
     folder = Path(folder)
     config = config or read_config(folder)
+    with open_tensors(folder, lambda names: _wanted(names, config)) as (handles, shapes):
+        weights.check_tensors(weights.file_tensors(config, "hugging_face"), shapes, str(folder))
+
+        def read(leaf: weights.Leaf, layer: int | None, index: weights.Index) -> np.ndarray:
+            file, stored = handles[leaf.hugging_face.format(layer=layer)]
+            view = file.get_slice(stored)
+            return view[index[::-1]].T if leaf.transposed else view[index]
+
+        return weights.assemble(weights.leaves(config), read, shardings=shardings, dtype=dtype)
+
+
+@contextlib.contextmanager
+def open_tensors(
+    folder: Path, wanted: Callable[[list[str]], Iterable[tuple[str, str]]]
+) -> Iterator[tuple[dict[str, tuple[Any, str]], dict[str, tuple[int, ...]]]]:
+    """The tensors of a folder while its files are open: name -> (file, name there), and name -> shape.
+
+    Args:
+        folder: with `model.safetensors`, or shards with their index.
+        wanted: from the names in a file to pairs (name there, name in our table) of the tensors that matter.
+
+    Raises:
+        UserError: a file is missing, truncated or not safetensors; a tensor is quantised.
+    """
     with contextlib.ExitStack() as stack:
-        handles = {}  # tensor name -> open file
-        shapes = {}
+        handles, shapes = {}, {}
         for path in weight_files(folder):
             try:
                 file = stack.enter_context(safe_open(path, framework="numpy"))
@@ -60,7 +83,7 @@ def load_params(
                 raise UserError(
                     f"{path} is truncated or is not a safetensors file ({error}); copy or download it again"
                 ) from error
-            for stored, name in _wanted(file.keys(), config):
+            for stored, name in wanted(file.keys()):
                 view = file.get_slice(stored)
                 if view.get_dtype() not in _FLOATS:
                     raise UserError(
@@ -69,14 +92,7 @@ def load_params(
                     )
                 handles[name] = (file, stored)
                 shapes[name] = tuple(view.get_shape())
-        weights.check_tensors(config, "hugging_face", shapes, str(folder))
-
-        def read(leaf: weights.Leaf, layer: int | None, index: weights.Index) -> np.ndarray:
-            file, stored = handles[leaf.hugging_face.format(layer=layer)]
-            view = file.get_slice(stored)
-            return view[index[::-1]].T if leaf.transposed else view[index]
-
-        return weights.assemble(config, read, shardings=shardings, dtype=dtype)
+        yield handles, shapes
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -7,7 +7,7 @@ Kernels are [in, out] here and [out, in] in the files; the layers of the files a
 """
 
 import itertools
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -101,13 +101,12 @@ def file_tensors(config: DecoderConfig, kind: str) -> dict[str, tuple[int, ...]]
     }
 
 
-def check_tensors(config: DecoderConfig, kind: str, found: Mapping[str, tuple[int, ...]], where: str) -> None:
-    """Refuses a checkpoint whose tensors are not those that `config` calls for, before anything is read.
+def check_tensors(expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[int, ...]], where: str) -> None:
+    """Refuses a checkpoint whose tensors are not those that the configuration calls for, before anything is read.
 
     Raises:
         UserError: a tensor is missing, is not expected, or has another shape; the message names it.
     """
-    expected = file_tensors(config, kind)
     missing = [name for name in expected if name not in found]
     extra = [name for name in found if name not in expected]
     if missing:
@@ -125,17 +124,21 @@ def check_tensors(config: DecoderConfig, kind: str, found: Mapping[str, tuple[in
 
 def abstract_params(config: DecoderConfig, dtype: Any = np.float32) -> dict:
     """The parameter tree as `jax.ShapeDtypeStruct`s."""
-    return _nest((leaf.path, jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype))) for leaf in leaves(config))
+    return _abstract(leaves(config), dtype)
 
 
-def assemble(config: DecoderConfig, read: Reader, *, shardings: Any = None, dtype: Any = np.float32) -> dict:
+def _abstract(found: Sequence[Any], dtype: Any) -> dict:
+    return _nest((leaf.path, jax.ShapeDtypeStruct(leaf.shape, np.dtype(dtype))) for leaf in found)
+
+
+def assemble(found: Sequence[Any], read: Reader, *, shardings: Any = None, dtype: Any = np.float32) -> dict:
     """Builds the parameter tree leaf by leaf, each straight into its place.
 
     Host memory beyond the result: one leaf without `shardings`, one shard of one leaf with them. Every process reads
     only the slices that its own devices hold.
 
     Args:
-        config: the model.
+        found: every leaf: a `Leaf`, or what has its `path`, `shape` and `stacked`.
         read: (leaf, layer or None, index) -> the part `index` of that layer's tensor, in the layout of the tree
             (kernels [in, out]); any float dtype.
         shardings: a tree like the parameters of `jax.sharding.Sharding`, or a function from the tree of
@@ -143,10 +146,10 @@ def assemble(config: DecoderConfig, read: Reader, *, shardings: Any = None, dtyp
         dtype: of the result.
     """
     if callable(shardings):
-        shardings = shardings(abstract_params(config, dtype))
+        shardings = shardings(_abstract(found, dtype))
     return _nest(
         (leaf.path, _place(leaf, read, get(shardings, leaf.path) if shardings is not None else None, np.dtype(dtype)))
-        for leaf in leaves(config)
+        for leaf in found
     )
 
 

@@ -63,6 +63,62 @@ def adapter_rules(rules: Sequence[Rule]) -> tuple[Rule, ...]:
 
 ADAPTER_RULES = adapter_rules(DECODER_RULES)
 
+# The layers of text and image encoders lie as a decoder's do.
+_ENCODER_LAYERS = (
+    Rule(r"layers/attention/(query|key|value)/kernel", _P(None, "fsdp", "tensor")),
+    Rule(r"layers/attention/(query|key|value)/bias", _P(None, "tensor")),
+    Rule(r"layers/attention/output/kernel", _P(None, "tensor", "fsdp")),
+    Rule(r"layers/mlp/up/kernel", _P(None, "fsdp", "tensor")),
+    Rule(r"layers/mlp/up/bias", _P(None, "tensor")),
+    Rule(r"layers/mlp/down/kernel", _P(None, "tensor", "fsdp")),
+    Rule(r"layers/(attention/output|mlp/down)/bias", _P()),
+    Rule(r"layers/(attention|mlp)_norm/(scale|bias)", _P()),
+)
+# A norm and a projection that only some of them have. The projection's outputs are whole: embeddings are compared.
+_ENCODER_ENDS = (
+    Rule(r"embed/norm/(scale|bias)", _P(), optional=True),
+    Rule(r"final_norm/(scale|bias)", _P(), optional=True),
+    Rule(r"projection/kernel", _P("fsdp"), optional=True),
+    Rule(r"projection/bias", _P(), optional=True),
+)
+TEXT_ENCODER_RULES: tuple[Rule, ...] = (
+    Rule(r"embed/tokens", _P("tensor", "fsdp")),
+    Rule(r"embed/positions", _P(None, "fsdp")),
+    Rule(r"embed/types", _P(None, "fsdp"), optional=True),
+    *_ENCODER_LAYERS,
+    *_ENCODER_ENDS,
+)
+IMAGE_ENCODER_RULES: tuple[Rule, ...] = (
+    Rule(r"embed/patches/kernel", _P(None, "fsdp")),
+    Rule(r"embed/patches/bias", _P(), optional=True),
+    Rule(r"embed/positions", _P(None, "fsdp")),
+    Rule(r"embed/class_token", _P(), optional=True),
+    *_ENCODER_LAYERS,
+    Rule(r"pool/(probe|norm/scale|norm/bias)", _P(), optional=True),
+    Rule(r"pool/(attention/(query|key|value)|mlp/up)/kernel", _P("fsdp", "tensor"), optional=True),
+    Rule(r"pool/(attention/(query|key|value)|mlp/up)/bias", _P("tensor"), optional=True),
+    Rule(r"pool/(attention/output|mlp/down)/kernel", _P("tensor", "fsdp"), optional=True),
+    Rule(r"pool/(attention/output|mlp/down)/bias", _P(), optional=True),
+    *_ENCODER_ENDS,
+)
+MLP_ENCODER_RULES: tuple[Rule, ...] = (
+    Rule(r"layer_\d+/kernel", _P("fsdp", "tensor")),
+    Rule(r"layer_\d+/bias", _P("tensor")),
+)
+
+
+def dual_rules(image: Sequence[Rule], text: Sequence[Rule]) -> tuple[Rule, ...]:
+    """The rules of a `DualEncoder`, from those of its two encoders."""
+    towers = [
+        rule._replace(pattern=f"{tower}/(?:{rule.pattern})")
+        for tower, rules in (("image", image), ("text", text))
+        for rule in rules
+    ]
+    return (*towers, Rule("log_scale", _P()), Rule("bias", _P(), optional=True))
+
+
+DUAL_ENCODER_RULES = dual_rules(IMAGE_ENCODER_RULES, TEXT_ENCODER_RULES)
+
 
 def path_name(path: Sequence[Any]) -> str:
     """The keys of a `jax.tree_util` path joined by "/"."""

@@ -7,9 +7,23 @@ import pytest
 from jaxalign.errors import UserError
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.decoder import Decoder
+from jaxalign.models.dual_encoder import DualEncoder
+from jaxalign.models.mlp_encoder import MlpEncoder
 from jaxalign.training.mesh import make_mesh
-from jaxalign.training.sharding import DECODER_RULES, Rule, path_name, shardings_for, state_shardings
+from jaxalign.training.sharding import (
+    DECODER_RULES,
+    DUAL_ENCODER_RULES,
+    IMAGE_ENCODER_RULES,
+    MLP_ENCODER_RULES,
+    TEXT_ENCODER_RULES,
+    Rule,
+    dual_rules,
+    path_name,
+    shardings_for,
+    state_shardings,
+)
 from jaxalign.training.state import abstract_state
+from tests.models import tiny_encoders
 from tests.training import toy
 
 P = jax.sharding.PartitionSpec
@@ -109,3 +123,43 @@ def test_moments_and_averages_lie_where_their_parameters_lie():
     assert adam.mu == adam.nu == shardings
     assert adam.count.spec == layout.step.spec == layout.key.spec == layout.extra["count"].spec == P()
     assert layout.extra["embed"]["embedding"].spec == P(), "the same path with another shape is not a parameter's"
+
+
+ENCODERS = {
+    **{f"text {name}": (tiny_encoders.text_encoder(name), TEXT_ENCODER_RULES) for name in tiny_encoders.TEXT},
+    **{f"image {name}": (tiny_encoders.image_encoder(name), IMAGE_ENCODER_RULES) for name in tiny_encoders.IMAGE},
+    **{f"dual {name}": (tiny_encoders.dual_encoder(name), DUAL_ENCODER_RULES) for name in ("clip", "siglip")},
+    "mlp": (MlpEncoder(8, (16, 16), 4), MLP_ENCODER_RULES),
+}
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_the_encoder_tables_cover_every_encoder(name):
+    """Every kernel and table is split, kernels of the layers over fsdp and tensor; the scan's axis never is."""
+    encoder, rules = ENCODERS[name]
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    params = encoder.abstract_params()
+    shardings = shardings_for(params, rules, mesh)
+    for (path, leaf), sharding in zip(
+        jax.tree_util.tree_leaves_with_path(params), jax.tree.leaves(shardings), strict=True
+    ):
+        path, shard = path_name(path), sharding.shard_shape(leaf.shape)
+        pieces = leaf.size // math.prod(shard)
+        if "layers/" in path:
+            assert shard[0] == 2
+        if "norm/" in path or path.endswith(("class_token", "probe", "log_scale", "bias")):
+            assert pieces <= 2, path
+        else:
+            whole = path.endswith(("positions", "types", "patches/kernel", "projection/kernel"))
+            assert pieces == (2 if whole else 4), path
+
+
+def test_a_dual_encoder_of_other_towers():
+    tower = MlpEncoder(8, (16,), 4)
+    params = DualEncoder(image=tower, text=tower).abstract_params()
+    layout = shardings_for(
+        params, dual_rules(MLP_ENCODER_RULES, MLP_ENCODER_RULES), make_mesh(fsdp=2, tensor=2, data=2)
+    )
+    assert layout["text"]["layer_1"]["kernel"].spec == P("fsdp", "tensor")
+    with pytest.raises(UserError, match="covers the parameter image/layer_0/bias"):
+        shardings_for(params, DUAL_ENCODER_RULES, make_mesh())
