@@ -88,11 +88,14 @@ def make_bert(rng):
     types = (np.arange(12)[None] >= np.array([[4], [2], [9]])).astype(np.int32)
     mask = mask_of(tokens, lengths)
     arrays = {"tokens": tokens, "lengths": lengths, "types": types}
-    for name, given in (("", torch.zeros_like(mask)), ("typed_", torch.from_numpy(types).long())):
-        hidden = model(torch.from_numpy(tokens).long(), attention_mask=mask, token_type_ids=given).last_hidden_state
-        arrays[f"{name}mean"] = ((hidden * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
-        arrays[f"{name}cls"] = hidden[:, 0].numpy()
-        arrays[f"{name}last"] = hidden[torch.arange(len(lengths)), torch.from_numpy(lengths).long() - 1].numpy()
+
+    def hidden(given):
+        return model(torch.from_numpy(tokens).long(), attention_mask=mask, token_type_ids=given).last_hidden_state
+
+    arrays["mean"] = ((hidden(None) * mask[..., None]).sum(1) / mask.sum(1, keepdim=True)).numpy()
+    typed = hidden(torch.from_numpy(types).long())
+    arrays["typed_cls"] = typed[:, 0].numpy()
+    arrays["typed_last"] = typed[torch.arange(len(lengths)), torch.from_numpy(lengths).long() - 1].numpy()
     save("bert", model, arrays)
 
 
