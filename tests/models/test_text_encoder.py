@@ -75,6 +75,10 @@ def test_dropout_by_key():
     np.testing.assert_allclose(still, value_and_gradient(text_encoder("bert"), params, rows)[0], rtol=1e-5, atol=1e-6)
     for other in (runs[2][0], still):
         assert np.abs(runs[0][0] - other).max() > 0.05
+    # The layers drop too, not the embeddings alone.
+    x, visible = jnp.ones((1, 4, 16)), jnp.ones((1, 1, 1), bool)
+    layers = jax.jit(lambda key: encoder._layers(params, x, visible, key))
+    assert np.abs(layers(jax.random.key(1)) - layers(jax.random.key(2))).max() > 0.05
     # What is computed again backward drops the same entries.
     kept = value_and_gradient(text_encoder(dropout=0.2, remat="none"), params, rows, jax.random.key(1))
     chex.assert_trees_all_close(runs[0], kept, rtol=1e-4, atol=1e-5)
