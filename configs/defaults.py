@@ -16,6 +16,7 @@ from jaxalign.controllers import prompt_gdro, rollout_gdro
 from jaxalign.controllers.policy_drift import retention
 from jaxalign.controllers.prompt_sampling import sampling_probabilities
 from jaxalign.errors import UserError
+from jaxalign.losses.class_alignment import cafa_loss
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
 from jaxalign.losses.policy_gradient import policy_loss
@@ -27,6 +28,7 @@ from jaxalign.losses.symbolic.compilation import symbolic_loss
 from jaxalign.methods import get_method
 from jaxalign.models.config import HUB_IDS
 from jaxalign.models.lora import ALL_LINEAR
+from jaxalign.models.resnet import NORMALISATION
 from jaxalign.rewards.advantages import ADVANTAGES
 from jaxalign.rewards.gae import gae
 from jaxalign.rewards.inference_aware import transform
@@ -342,6 +344,42 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.warm_start = packing()  # supervised steps first, for untrained weights
     config.warm_start.steps = 0
     config.warm_start.learning_rate = 1e-3
+    return config
+
+
+def adapt(name: str, method: str = "cafa", *, steps: int) -> ml_collections.ConfigDict:
+    """Adaptation of an image classifier to a stream of test batches without labels; a step is one batch."""
+    config = base(name, "adapt", steps)
+    del config.model, config.adapter  # of decoders
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "drawn_digits?split=train&size=900"  # clean pictures with labels
+    config.data.held_out = "drawn_digits?split=held_out&size=900"  # the stream; their labels only score it
+    config.data.image_field = "image"
+    config.data.label_field = "label"
+
+    config.network = ml_collections.ConfigDict()  # jaxalign.models.resnet.ResNet
+    config.network.widths = (16, 32)
+    config.network.blocks = 0  # residual blocks of a stage
+    config.network.feature_dim = 32
+
+    config.source = ml_collections.ConfigDict()
+    config.source.path = ""  # workdir of an earlier run whose classifier is taken; "": it is trained first
+    config.source.steps = 500
+    config.source.batch_size = 64
+    config.source.learning_rate = 2e-3
+
+    config.stream = ml_collections.ConfigDict()
+    config.stream.corruptions = ("noise", "contrast", "blur")  # jaxalign.data.corruptions
+    config.stream.batches = 84  # of a corruption, before the next one comes
+    config.stream.batch_size = 64
+    config.stream.reset = True  # every corruption begins with the source weights
+
+    config.adapt = ml_collections.ConfigDict()
+    config.adapt.objective = "cafa"  # cafa | entropy | global
+    config.adapt.parameters = NORMALISATION  # regular expression for the paths of what is adapted
+    config.adapt.tied = config_dict.placeholder(bool)  # one covariance for all classes; unset: if a class has few rows
+    config.adapt.shrinkage = 0.05  # of covariances, times their mean diagonal
+    config.loss = options_of(cafa_loss, get_method(method).loss)
     return config
 
 

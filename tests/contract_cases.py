@@ -24,7 +24,12 @@ from jaxalign.losses.value import value_loss
 from jaxalign.methods import METHODS, Method
 from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
-from tests import contract_cases_given_answers, contract_cases_preference, contract_cases_symbolic
+from tests import (
+    contract_cases_adaptation,
+    contract_cases_given_answers,
+    contract_cases_preference,
+    contract_cases_symbolic,
+)
 
 TIME, VOCABULARY, WIDTH, GROUP = 6, 11, 4, 4
 
@@ -221,6 +226,7 @@ CASES: dict[str, Builder] = {
     **contract_cases_symbolic.cases(token_case),
     **contract_cases_given_answers.cases(token_case),
     **contract_cases_preference.cases(token_case),
+    **contract_cases_adaptation.cases(Case, token_policy),
 }
 
 

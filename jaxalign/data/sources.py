@@ -33,6 +33,8 @@ KINDS = {
     "arithmetic": "jaxalign.data.arithmetic:Arithmetic",
     "arithmetic_pairs": "jaxalign.data.arithmetic:ArithmeticPairs",
     "harm_pairs": "jaxalign.data.harm_pairs:HarmPairs",
+    "drawn_digits": "jaxalign.data.digits:DrawnDigits",
+    "digits": "jaxalign.data.digits:ScannedDigits",
     "reasoning_gym": "jaxalign.data.reasoning_gym:ReasoningGym",
 }
 SUFFIXES = {".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
@@ -48,6 +50,7 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "arithmetic?split=train"                    questions of `jaxalign.data.arithmetic`
         "arithmetic_pairs?split=train"              the same with a right and a wrong answer
         "harm_pairs?split=train"                    human judgements of harm (`jaxalign.data.harm_pairs`)
+        "drawn_digits?split=train&size=900"         pictures of digits (`jaxalign.data.digits`); "digits": scanned ones
         "reasoning_gym:chain_sum?size=500&seed=1"   a generator of reasoning-gym
 
     As a mapping: the same keys as keyword arguments, and `kind` (a key of `KINDS`) or `path`, from

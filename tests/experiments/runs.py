@@ -147,6 +147,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.evaluation.max_pairs=12",
         ),
     ),
+    "adapt": ("configs/cafa.py:runlocal", ("--config.train.steps=4", "--config.stream.batches=3")),
 }
 # The kinds of training once more with an adapter over weights that stay.
 ADAPTER = ("--config.adapter.kind=lora", "--config.adapter.rank=4", "--config.optimizer.learning_rate=1e-2")
