@@ -383,6 +383,44 @@ def adapt(name: str, method: str = "cafa", *, steps: int) -> ml_collections.Conf
     return config
 
 
+def matching(name: str, *, steps: int) -> ml_collections.ConfigDict:
+    """Test-time matching of groups of images and captions by two towers; a step is one iteration."""
+    config = base(name, "matching", steps)
+    del config.model, config.adapter  # of decoders
+    config.data = ml_collections.ConfigDict()
+    config.data.groups = "order_pairs"  # the built-in world, or an .npz file with images [G, m, D], captions [G, k, D']
+    config.data.groups_number = 300  # of the built-in world
+    config.data.pairs = "order_pairs"  # to train the towers on, or an .npz file with images [N, D], captions [N, D']
+
+    config.towers = ml_collections.ConfigDict({"hidden_dims": (128,), "out_dim": 32})
+    config.source = ml_collections.ConfigDict()  # the towers before any matching
+    config.source.steps = 150
+    config.source.batch_size = 128
+    config.source.learning_rate = 1e-3
+
+    config.matching = ml_collections.ConfigDict()
+    config.matching.loss = "siglip"  # siglip | clip
+    config.matching.iterations = steps  # over which the threshold goes from its start to its end
+    config.matching.epochs = 10  # of an iteration
+    config.matching.groups_per_batch = 25
+    config.matching.schedule = "linear"  # linear | cosine | constant: of the threshold
+    config.matching.start_threshold = config_dict.placeholder(float)  # margin in logits; unset: by the quantile
+    config.matching.start_quantile = 0.8  # of the margins before the first iteration; 0: threshold 0, which takes all
+    config.matching.end_threshold = config_dict.placeholder(float)
+    config.matching.end_quantile = 0.0
+    config.matching.rate_ratio = 0.95  # of the learning rates of two iterations
+    config.matching.least_rate = 0.1  # of an iteration's first rate, at its end
+    config.matching.fresh_moments = False  # the optimiser starts anew in each iteration
+
+    config.optimizer = ml_collections.ConfigDict()  # AdamW
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.weight_decay = 0.05
+    config.optimizer.b1 = 0.9
+    config.optimizer.b2 = 0.999
+    config.optimizer.epsilon = 1e-8
+    return config
+
+
 def untrained(config: ml_collections.ConfigDict) -> None:
     """Turns a recipe into its smallest form: a Qwen3 of 0.8 M parameters from nothing, on sums."""
     config.model.path = "random:tiny_qwen3"

@@ -314,7 +314,8 @@ def _source(config, adaptation: Adaptation, train: Pictures) -> dict:
     if not config.source.path:
         return train_source(adaptation.network, train, config.source, config.seed)
     stored = StoredCheckpoint(Path(config.source.path) / "checkpoints")
-    return stored.read({"extra": {"source": adaptation.abstract_source}})["extra"]["source"]
+    # Host arrays: they go wherever this run has its state.
+    return jax.device_get(stored.read({"extra": {"source": adaptation.abstract_source}})["extra"]["source"])
 
 
 def _record(session: Session, score: dict[str, np.ndarray], corruptions) -> None:

@@ -1,9 +1,9 @@
-"""Cases of losses of a batch of features: the positions of all rows are its examples, flattened."""
+"""Cases of losses of a batch of embeddings: the positions of all rows are its examples, flattened."""
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.losses import class_alignment
+from jaxalign.losses import class_alignment, contrastive
 from jaxalign.methods import METHODS
 
 CLASSES = 5
@@ -12,41 +12,48 @@ CLASSES = 5
 def cases(make_case, token_policy):
     """Builders by name; `make_case` and `token_policy` are of `tests.contract_cases`, which imports this module."""
 
-    def builder(loss):
+    def builder(outputs, loss, *parameters, additive):
         def build(seed, rows, dtype, scorer):
             del scorer
             params, batch = token_policy(seed, rows, dtype)
             del batch["ids"]
-            random = np.random.default_rng(seed + 1)
-            width = params["mix"].shape[0]
-            head = random.normal(size=(width, CLASSES)).astype(dtype)
-
-            def outputs(params, batch):
-                embedding = jnp.tanh(batch["features"] @ params["mix"])
-                return {"embedding": embedding, "logits": embedding @ head}
 
             def flat_loss(outputs, batch):
-                embedding, logits = (outputs[name].reshape(-1, outputs[name].shape[-1]) for name in outputs)
-                return loss(embedding, logits, _source(width, embedding.dtype), batch["mask"].reshape(-1))
+                flat = {name: x.reshape(-1, x.shape[-1]) for name, x in outputs.items()}
+                return loss(batch["mask"].reshape(-1), **flat)
 
-            masked = dict.fromkeys(("features", "embedding", "logits"), "mask")
-            params = {"mix": params["mix"]}
-            return make_case(params, batch, outputs, flat_loss, masked, inputs=("features",))
+            params = {name: params[name] for name in parameters}
+            masked = dict.fromkeys(("features", *outputs(params, batch)), "mask")
+            return make_case(params, batch, outputs, flat_loss, masked, inputs=("features",), additive=additive)
 
         return build
 
     return {
-        "cafa": builder(_cafa),
+        "cafa": builder(_classified, _cafa, "mix", additive=True),
+        "ttm": builder(_pair, _siglip, "mix", "head", additive=False),
     }
 
 
-def _source(width, dtype):
-    dtype = np.float64 if dtype == np.float64 else np.float32
-    random = np.random.default_rng(7)
-    factor = 0.3 * np.tril(random.normal(size=(CLASSES, width, width)), -1) + np.eye(width)
-    return random.normal(size=(CLASSES, width)).astype(dtype), factor.astype(dtype)
+def _classified(params, batch):
+    embedding = jnp.tanh(batch["features"] @ params["mix"])
+    head = np.random.default_rng(3).normal(size=(embedding.shape[-1], CLASSES)).astype(embedding.dtype)
+    return {"embedding": embedding, "logits": embedding @ head}
 
 
-def _cafa(embedding, logits, source, valid):
-    gaussians = class_alignment.ClassGaussians(*source)
+def _cafa(valid, embedding, logits):
+    dtype = np.promote_types(np.float32, embedding.dtype) if embedding.dtype != jnp.bfloat16 else np.float32
+    random, width = np.random.default_rng(7), embedding.shape[-1]
+    mean = random.normal(size=(CLASSES, width)).astype(dtype)
+    whitening = 0.3 * np.tril(random.normal(size=(CLASSES, width, width)), -1) + np.eye(width)
+    gaussians = class_alignment.ClassGaussians(mean, whitening.astype(dtype))
     return class_alignment.cafa_loss(embedding, logits, gaussians, valid, **METHODS["cafa"].loss)
+
+
+def _pair(params, batch):
+    """Embeddings of two towers of the same things."""
+    first = jnp.tanh(batch["features"] @ params["mix"])
+    return {"first": first @ params["mix"], "second": batch["features"] @ params["head"][: first.shape[-1]]}
+
+
+def _siglip(valid, first, second):
+    return contrastive.siglip_loss(first, second, float(np.log(10)), -10.0, valid=valid)

@@ -9,6 +9,7 @@ from experiments import adapt
 from experiments.studies import cafa as study
 from jaxalign.errors import UserError
 from jaxalign.training.mesh import make_mesh
+from tests.experiments import runs
 
 
 def test_a_step_predicts_learns_and_starts_again_at_the_next_corruption():
@@ -45,6 +46,23 @@ def test_wrong_settings():
     config.stream.batch_size = 1
     with pytest.raises(UserError, match="one picture has no batch"):
         adapt.Adaptation(config, pictures, pictures, make_mesh(devices=jax.devices()[:1]))
+
+
+def test_a_run_resumes_and_another_takes_its_classifier(tmp_path, capsys):
+    config = cafa.get_config("runlocal")
+    config.network.widths, config.network.feature_dim, config.source.steps = (4, 4), 8, 3
+    config.train.steps = 3
+    done = runs.check_resuming(adapt.run, config, tmp_path, stop=2)
+    assert "resumed after step 2" in capsys.readouterr().out
+    names = {entry["name"] for entry in runs.summary(done)["evaluations"]}
+    assert names == {"accuracy", "accuracy of batch statistics alone", "accuracy, noise", "accuracy, contrast"}
+    config.source.path, config.seed, config.train.steps = str(done), 5, 1
+    adapt.run(config, tmp_path / "other")
+    before, after = (
+        {name: leaf for name, leaf in runs.leaves(folder, step).items() if name.startswith("extra/source/")}
+        for folder, step in ((done, 3), (tmp_path / "other", 1))
+    )
+    assert len(before) > 10 and before == after
 
 
 def test_the_study_runs():
