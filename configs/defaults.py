@@ -12,6 +12,7 @@ from typing import Any
 import ml_collections
 from ml_collections import config_dict
 
+from experiments.embedding_losses import LOSSES as LOSSES_OF_EMBEDDINGS
 from jaxalign.controllers import prompt_gdro, rollout_gdro
 from jaxalign.controllers.policy_drift import retention
 from jaxalign.controllers.prompt_sampling import sampling_probabilities
@@ -344,6 +345,49 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.warm_start = packing()  # supervised steps first, for untrained weights
     config.warm_start.steps = 0
     config.warm_start.learning_rate = 1e-3
+    return config
+
+
+def contrastive(name: str, method: str = "clip", *, steps: int) -> ml_collections.ConfigDict:
+    """Training of encoders by a loss of embeddings, on pairs or on labelled examples (experiments/contrastive.py)."""
+    config = base(name, "contrastive", steps)
+    del config.model, config.adapter  # of decoders
+    row = get_method(method)
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "view_pairs?split=train"
+    config.data.held_out = "view_pairs?split=held_out"  # "": no retrieval
+    config.data.similarities = ""  # pairs with a score of theirs, for a rank correlation; "": none
+    config.data.first_field = "first"  # of pairs, and what labelled examples are embedded by
+    config.data.second_field = "second"
+    config.data.label_field = "label"
+    config.data.score_field = "score"
+    config.data.id_field = ""  # integers; rows of equal ones are no negatives of each other. "": all differ
+
+    config.encoders = ml_collections.ConfigDict()
+    config.encoders.shared = False  # one encoder for both sides
+    for side in ("first", "second"):
+        encoder = ml_collections.ConfigDict()
+        encoder.path = ""  # "auto" (MiniLM), a Hugging Face folder or hub id; "": linear maps for vectors and pictures
+        encoder.hidden_dims = (128,)
+        encoder.out_dim = 32
+        encoder.dropout = 0.0
+        encoder.input_dropout = 0.0
+        config.encoders[side] = encoder
+
+    config.contrastive = ml_collections.ConfigDict()
+    config.contrastive.loss = row.pieces[0].rpartition(":")[2]  # of which config.loss are the options
+    config.contrastive.batch_size = 256
+    config.contrastive.classes_per_batch = 0  # labelled examples: so many classes in a batch; 0: as they come
+    config.contrastive.dropout = False  # of the encoders, while training
+    config.contrastive.pool = "all"  # all | data | fsdp: axes of the mesh whose rows are each other's negatives
+    loss = LOSSES_OF_EMBEDDINGS[config.contrastive.loss]
+    preset = {key: value for key, value in row.loss.items() if key not in loss.given}
+    config.loss = options_of(loss.function, preset)
+    config.loss.update({key: float(row.loss.get(key, value)) for key, value in loss.given.items()})
+    config.evaluation = ml_collections.ConfigDict({"batch_size": 256})  # examples embedded at once
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 1e-3
+    config.optimizer.max_grad_norm = 0.0
     return config
 
 

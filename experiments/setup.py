@@ -169,8 +169,7 @@ class Policy:
 
     def evaluated(self, state: TrainState) -> dict:
         """The weights that evaluations read: of the average of `params` where the run keeps one."""
-        average = average_of(state.opt_state)
-        return self.weights(state.params if average is None else average)
+        return self.weights(evaluated_params(state))
 
     def abstract_weights(self) -> dict:
         """Shapes of `weights`."""
@@ -228,6 +227,12 @@ def build_policy(config, model: Model) -> Policy:
     return Policy(model, adapter, path=config.adapter.path, seed=config.seed, value_head=value_head)
 
 
+def evaluated_params(state: TrainState) -> Any:
+    """The parameters that evaluations read: the average of those that are trained, where the run keeps one."""
+    average = average_of(state.opt_state)
+    return state.params if average is None else average
+
+
 class Layout(NamedTuple):
     """The shapes and the places of a TrainState, before it exists."""
 
@@ -235,11 +240,15 @@ class Layout(NamedTuple):
     shardings: TrainState
 
 
-def state_layout(policy: Policy, optimizer, extra: dict | None = None) -> Layout:
+def layout_of(abstract_params, params_shardings, optimizer, mesh, extra: dict | None = None) -> Layout:
     key = jax.random.key(0)
-    plain = abstract_state(policy.abstract, optimizer, key, extra)
-    shardings = state_shardings(plain, policy.shardings, policy.mesh)
-    return Layout(abstract_state(policy.abstract, optimizer, key, extra, shardings=shardings), shardings)
+    plain = abstract_state(abstract_params, optimizer, key, extra)
+    shardings = state_shardings(plain, params_shardings, mesh)
+    return Layout(abstract_state(abstract_params, optimizer, key, extra, shardings=shardings), shardings)
+
+
+def state_layout(policy: Policy, optimizer, extra: dict | None = None) -> Layout:
+    return layout_of(policy.abstract, policy.shardings, optimizer, policy.mesh, extra)
 
 
 def fresh_state(config, params, optimizer, layout: Layout, extra: dict | None = None) -> TrainState:

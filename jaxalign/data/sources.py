@@ -33,6 +33,8 @@ KINDS = {
     "arithmetic": "jaxalign.data.arithmetic:Arithmetic",
     "arithmetic_pairs": "jaxalign.data.arithmetic:ArithmeticPairs",
     "harm_pairs": "jaxalign.data.harm_pairs:HarmPairs",
+    "view_pairs": "jaxalign.data.view_pairs:ViewPairs",
+    "number_words": "jaxalign.data.view_pairs:NumberWords",
     "drawn_digits": "jaxalign.data.digits:DrawnDigits",
     "digits": "jaxalign.data.digits:ScannedDigits",
     "reasoning_gym": "jaxalign.data.reasoning_gym:ReasoningGym",
@@ -50,6 +52,7 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "arithmetic?split=train"                    questions of `jaxalign.data.arithmetic`
         "arithmetic_pairs?split=train"              the same with a right and a wrong answer
         "harm_pairs?split=train"                    human judgements of harm (`jaxalign.data.harm_pairs`)
+        "view_pairs?split=train"                    pairs of vectors; "number_words" of texts (`jaxalign.data.view_pairs`)
         "drawn_digits?split=train&size=900"         pictures of digits (`jaxalign.data.digits`); "digits": scanned ones
         "reasoning_gym:chain_sum?size=500&seed=1"   a generator of reasoning-gym
 

@@ -16,7 +16,9 @@ FIELDS = {
     "loss": ("loss", "{:.4f}"),
     "kl": ("kl", "{:.4f}"),
     "completion_length": ("length", "{:.1f}"),
+    "accuracy": ("accuracy", "{:.3f}"),
     "tokens_per_second": ("tok/s", "{:,.0f}"),
+    "rows_per_second": ("rows/s", "{:,.0f}"),
     "seconds": ("step", "{:.2f} s"),
 }
 _IMPORTED_AT = time.time()

@@ -1,0 +1,281 @@
+"""Representation training: encoders under any loss of embeddings, on pairs or on labelled examples.
+
+Every example of a batch is embedded by itself, and the loss looks at all of them together, over all devices and
+micro-batches. What a paper changes is the loss and its settings (`config.contrastive.loss`, `config.loss`; see
+`experiments.embedding_losses`), never this file. Examples are read once and held in host memory.
+"""
+
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxalign.evaluation.retrieval import retrieval_values, spearman
+
+from experiments.embedding_losses import LOSSES, EmbeddingLoss
+from experiments.session import Session
+from experiments.setup import build_optimizer, evaluated_params, fresh_state, layout_of
+from experiments.towers import SIDES, Towers, column
+from jaxalign.data.class_batches import ClassBatches
+from jaxalign.data.order import Batches, BatchIterator
+from jaxalign.data.sources import load_source
+from jaxalign.errors import UserError
+from jaxalign.placement import BATCH_AXES, under_mesh
+from jaxalign.training.accumulation import CoupledLoss
+from jaxalign.training.coupled import check_pools, coupled_over_mesh
+from jaxalign.training.loop import Advance
+from jaxalign.training.mesh import gather, make_mesh, put_batch, spread
+from jaxalign.training.step import make_train_step
+
+POOLS = {"all": BATCH_AXES, "data": ("data",), "fsdp": ("fsdp",)}
+COLUMNS = ("valid", "ids", "labels")
+CUTOFFS = (1, 5, 10)
+
+
+class Examples(NamedTuple):
+    """All examples of a source: values of each side as they stand there, and the columns that losses read."""
+
+    values: dict[str, tuple[list[Any], list[str]]]  # of each side, with the places they are from
+    ids: np.ndarray  # [N] equal for what is the same thing
+    labels: np.ndarray | None  # [N]
+    scores: np.ndarray | None = None  # [N] similarities given by people
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+
+def read_examples(spec: str, data, form: str) -> Examples:
+    """Raises UserError: a missing field, a label or an id that is no integer."""
+    source = load_source(spec)
+    fields = {"first": data.first_field} | ({"second": data.second_field} if form != "labels" else {})
+    values = {side: column(source, field) for side, field in fields.items()}
+
+    def integers(field: str) -> np.ndarray:
+        found, places = column(source, field)
+        for value, place in zip(found, places, strict=True):
+            if isinstance(value, bool) or not isinstance(value, int | np.integer):
+                raise UserError(f"{place}: {field!r} is {value!r}, not an integer")
+        return np.asarray(found, np.int32)
+
+    ids = integers(data.id_field) if data.id_field else np.arange(len(source), dtype=np.int32)
+    labels = integers(data.label_field) if form == "labels" else None
+    scores = None
+    if form == "scored":
+        scores = np.asarray(column(source, data.score_field)[0], np.float64)
+    return Examples(values, ids, labels, scores)
+
+
+def take(arrays: Any, rows) -> Any:
+    return jax.tree.map(lambda x: x[np.asarray(rows)], arrays)
+
+
+class Embedder:
+    """Embeddings of any number of examples, `size` at a time, by one compiled program a side."""
+
+    def __init__(self, towers: Towers, size: int):
+        self._towers, self._size = towers, size
+        self._embed = {
+            side: jax.jit(lambda params, inputs, side=side: towers.embed(params, side, inputs)) for side in SIDES
+        }
+
+    def __call__(self, params, side: str, inputs: dict[str, np.ndarray]) -> np.ndarray:
+        """[N, D] unit vectors, on the host."""
+        count, found = len(next(iter(inputs.values()))), []
+        for start in range(0, count, self._size):
+            rows = np.minimum(np.arange(start, start + self._size), count - 1)  # one shape for all
+            with under_mesh(self._towers.mesh):
+                found.append(
+                    gather(self._embed[side](params, spread(take(inputs, rows), self._towers.mesh, fill=True)))
+                )
+        x = np.concatenate([part[: self._size] for part in found])[:count].astype(np.float64)
+        return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+class HeldOut:
+    """Retrieval on held-out examples: partners among the others of a pair, or rows of the same class."""
+
+    def __init__(self, examples: Examples, towers: Towers, embedder: Embedder, name: str):
+        self._examples, self._embed, self._name = examples, embedder, name
+        self._inputs = {side: towers[side].inputs(*values) for side, values in examples.values.items()}
+
+    def values(self, params) -> dict[str, np.ndarray]:
+        """Of every query."""
+        x = {side: self._embed(params, side, inputs) for side, inputs in self._inputs.items()}
+        if self._examples.labels is not None:
+            labels = self._examples.labels
+            same, others = labels[:, None] == labels, ~np.eye(len(labels), dtype=bool)
+            found = retrieval_values(x["first"] @ x["first"].T, same, CUTOFFS, candidates=others)
+            return {name: found[name] for name in ("accuracy@1", "precision@10", "map@r")}
+        ids, scores = self._examples.ids, x["first"] @ x["second"].T
+        relevant = ids[:, None] == ids
+        values = {}
+        for direction, table in (("", scores), (", backwards", scores.T)):
+            found = retrieval_values(table, relevant, CUTOFFS)
+            names = ("recall@1", "recall@10", "mrr", "ndcg@10") if not direction else ("recall@1",)
+            values |= {f"{name}{direction}": found[name] for name in names}
+        return values
+
+    def metrics(self, params) -> dict[str, float]:
+        return {name: float(x.mean()) for name, x in self.values(params).items()}
+
+    def record(self, session: Session, params, when: str) -> None:
+        if session.has(f"{self._name} {next(iter(self._first_name()))}", when):
+            return
+        session.print(f"  retrieving {len(self._examples)} held-out examples {when} training ...")
+        for name, values in self.values(params).items():
+            session.record(f"{self._name} {name}", when, values)
+
+    def _first_name(self) -> tuple[str, ...]:
+        return ("accuracy@1",) if self._examples.labels is not None else ("recall@1",)
+
+
+class ScoredPairs:
+    """Rank correlation of cosines with similarities that people gave (semantic textual similarity)."""
+
+    def __init__(self, examples: Examples, towers: Towers, embedder: Embedder):
+        self._scores, self._embed = examples.scores, embedder
+        self._inputs = {side: towers[side].inputs(*values) for side, values in examples.values.items()}
+
+    def metrics(self, params) -> dict[str, float]:
+        first, second = (self._embed(params, side, self._inputs[side]) for side in SIDES)
+        return {"spearman": spearman((first * second).sum(-1), self._scores)}
+
+    def record(self, session: Session, params, when: str) -> None:
+        if not session.has("rank correlation with given similarities", when):
+            session.record("rank correlation with given similarities", when, [self.metrics(params)["spearman"]], "")
+
+
+def make_loss(config, towers: Towers, chosen: EmbeddingLoss, sides: tuple[str, ...]) -> CoupledLoss:
+    """The loss of a batch {"inputs": {side: inputs}, "valid", "ids"[, "labels"]}, over the mesh and micro-batches."""
+    options = dict(config.loss)
+
+    def outputs(params, batch, key, extra):
+        del extra
+        keys = jax.random.split(key, len(sides)) if config.contrastive.dropout else [None] * len(sides)
+        rows = {
+            side: towers.embed(params, side, batch["inputs"][side], one) for side, one in zip(sides, keys, strict=True)
+        }
+        return rows, params["loss"]
+
+    def partial(rows, shared, axis_name):
+        return chosen.call(rows, shared, options | {"axis_name": axis_name})
+
+    columns = tuple(name for name in COLUMNS if name != "labels" or chosen.form == "labels")
+    mesh = towers.mesh if towers.mesh.size > 1 else None
+    pools = POOLS[config.contrastive.pool]
+    return coupled_over_mesh(outputs, partial, mesh, columns=columns, pool_axes=pools)
+
+
+def check(config) -> EmbeddingLoss:
+    """The row of the loss. Raises UserError: settings that cannot work together."""
+    contrastive = config.contrastive
+    if contrastive.loss not in LOSSES:
+        raise UserError(f"config.contrastive.loss={contrastive.loss!r} is not known; use one of {', '.join(LOSSES)}")
+    if contrastive.pool not in POOLS:
+        raise UserError(f"config.contrastive.pool={contrastive.pool!r} is not known; use one of {', '.join(POOLS)}")
+    if contrastive.batch_size % config.train.micro_batches:
+        raise UserError(
+            f"config.contrastive.batch_size={contrastive.batch_size} does not divide into "
+            f"config.train.micro_batches={config.train.micro_batches} parts"
+        )
+    classes = contrastive.classes_per_batch
+    if classes and contrastive.batch_size % classes:
+        raise UserError(
+            f"config.contrastive.batch_size={contrastive.batch_size} is not a multiple of "
+            f"config.contrastive.classes_per_batch={classes}"
+        )
+    return LOSSES[contrastive.loss]
+
+
+def make_batches(config, examples: Examples):
+    """The order of the examples: by class where `classes_per_batch` says so."""
+    options, size = config.contrastive, config.contrastive.batch_size
+    part = dict(process_index=jax.process_index(), process_count=jax.process_count())
+    if options.classes_per_batch:
+        if examples.labels is None:
+            raise UserError("config.contrastive.classes_per_batch wants a loss of labelled examples; set it to 0")
+        samples = size // options.classes_per_batch
+        return ClassBatches(examples.labels, options.classes_per_batch, samples, seed=config.seed, **part)
+    return Batches(range(len(examples)), size, seed=config.seed, **part)
+
+
+def run(config, workdir: str) -> None:
+    """Trains with `config` in `workdir`; the same call again resumes."""
+    chosen = check(config)
+    with Session(config, workdir) as session:
+        mesh = make_mesh(**config.mesh)
+        check_pools(config.contrastive.batch_size, mesh, pool_axes=POOLS[config.contrastive.pool])
+        examples = read_examples(config.data.source, config.data, chosen.form)
+        sides = tuple(examples.values)
+        classes = 0 if examples.labels is None else int(examples.labels.max()) + 1
+        first_values = {side: values[0] for side, (values, _) in examples.values.items()}
+        towers = Towers(config, first_values, lambda size: chosen.begin(size, classes), mesh)
+        for line in towers.describe().items():
+            session.print(": ".join(line))  # the first lines: which encoders, and why these
+        batches = make_batches(config, examples)
+        embedder = Embedder(towers, config.evaluation.batch_size)
+        evaluations: list[HeldOut | ScoredPairs] = []
+        if config.data.held_out:
+            held_out = read_examples(config.data.held_out, config.data, chosen.form)
+            evaluations.append(HeldOut(held_out, towers, embedder, "held-out"))
+        if config.data.similarities:
+            scored = read_examples(config.data.similarities, config.data, "scored")
+            evaluations.append(ScoredPairs(scored, towers, embedder))
+        size = sum(leaf.size for leaf in jax.tree.leaves(towers.abstract))
+        session.announce(
+            {
+                **towers.describe(),
+                "parameters": f"{size / 1e6:,.3g} M in float32, embeddings of {towers.embedding_dim} numbers",
+                "data": f"{config.data.source}: {len(examples)} "
+                + (f"examples of {classes} classes" if classes else chosen.form),
+                "step": f"{config.contrastive.batch_size} rows under {config.contrastive.loss}",
+                "held out": config.data.held_out or None,
+            },
+            mesh,
+        )
+        inputs = {side: towers[side].inputs(*values) for side, values in examples.values.items()}
+        optimizer = build_optimizer(config)
+        layout = layout_of(towers.abstract, towers.shardings, optimizer, mesh)
+        train_step = make_train_step(
+            make_loss(config, towers, chosen, sides),
+            optimizer,
+            mesh=mesh,
+            shardings=layout.shardings,
+            micro_batches=config.train.micro_batches,
+        )
+        restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
+        if restored is not None:
+            state, start = restored
+        else:
+            params = towers.read()
+            for evaluation in evaluations:
+                evaluation.record(session, params, "before")
+            state, start = fresh_state(config, params, optimizer, layout), 0
+
+        def advance(state, step: int) -> Advance:
+            began = time.perf_counter()
+            rows = batches.indices(step)
+            batch = {"inputs": take(inputs, rows), "valid": np.ones(len(rows), np.float32), "ids": examples.ids[rows]}
+            if examples.labels is not None:
+                batch["labels"] = examples.labels[rows]
+            state, metrics = train_step(state, put_batch(batch, mesh))
+            metrics = {name: float(value) for name, value in metrics.items()}
+            metrics["rows_per_second"] = config.contrastive.batch_size / (time.perf_counter() - began)
+            return Advance(state, metrics, [], batch)
+
+        def evaluate(state, done: int) -> dict[str, float]:
+            del done
+            params = evaluated_params(state)
+            return {name: value for one in evaluations for name, value in one.metrics(params).items()}
+
+        state, done = session.fit(
+            state,
+            advance,
+            start=start,
+            data_state=lambda done: BatchIterator(batches, done).get_state(),
+            evaluate=evaluate if evaluations else None,
+        )
+        if not session.stopped:
+            for evaluation in evaluations:
+                evaluation.record(session, evaluated_params(state), "after")
+        session.finish(done)

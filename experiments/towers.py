@@ -1,0 +1,162 @@
+"""The encoders of a contrastive run, one for both sides of a pair or one each, and the examples as they read them."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxalign.data.sources import Source, where
+from jaxalign.errors import UserError
+from jaxalign.models.encoders import OpenEncoder, open_encoder
+from jaxalign.models.image_encoder import ImageEncoder
+from jaxalign.models.mlp_encoder import MlpEncoder
+from jaxalign.models.sentences import cut_tokens, token_rows
+from jaxalign.models.text_encoder import TextEncoder
+from jaxalign.training.sharding import (
+    IMAGE_ENCODER_RULES,
+    MLP_ENCODER_RULES,
+    TEXT_ENCODER_RULES,
+    Rule,
+    shardings_for,
+)
+
+SIDES = ("first", "second")
+LENGTH_BUCKET = 8  # texts are padded to a multiple of so many tokens
+
+_RULES: dict[type, Sequence[Rule]] = {
+    MlpEncoder: MLP_ENCODER_RULES,
+    TextEncoder: TEXT_ENCODER_RULES,
+    ImageEncoder: IMAGE_ENCODER_RULES,
+}
+
+
+class Tower(NamedTuple):
+    encoder: Any
+    opened: OpenEncoder | None  # None: begins at random
+    source: str  # one line: which, and why
+
+    def inputs(self, values: Sequence[Any], places: Sequence[str]) -> dict[str, np.ndarray]:
+        """What the encoder reads, of values of a source; `places` say where each is from.
+
+        Raises UserError: a value of another kind, or vectors of another size.
+        """
+        if isinstance(self.encoder, TextEncoder):
+            for value, place in zip(values, places, strict=True):
+                if not isinstance(value, str):
+                    raise UserError(f"{place} has no text: {type(value).__name__} {str(value)[:40]!r}")
+            assert self.opened is not None
+            if self.opened.tokenizer is None:
+                raise UserError(f"{self.opened.name} has no tokenizer.json: texts cannot be read")
+            rows = cut_tokens(self.opened.tokenizer, list(values), self.opened.preprocess.max_length)
+            longest = max(map(len, rows))
+            return token_rows(rows, -(-longest // LENGTH_BUCKET) * LENGTH_BUCKET, self.opened.tokenizer.pad_id)
+        try:
+            arrays = np.stack([np.asarray(value, np.float32) for value in values])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"{places[0]} and others are not arrays of one shape ({error})") from error
+        if isinstance(self.encoder, ImageEncoder):
+            preprocess = self.opened.preprocess if self.opened else None
+            return {"images": np.asarray(preprocess.images(arrays) if preprocess else arrays)}
+        flat = arrays.reshape(len(arrays), -1)
+        if flat.shape[1] != self.encoder.in_dim:
+            raise UserError(f"{places[0]} has {flat.shape[1]} numbers, the encoder takes {self.encoder.in_dim}")
+        return {"features": flat}
+
+
+def open_tower(options, example: Any) -> Tower:
+    """A config group `encoders.first` or `.second`; the size of plain vectors is that of `example`.
+
+    Raises UserError: no such encoder; an example that is neither text nor numbers.
+    """
+    if options.path:
+        opened = open_encoder(options.path, dropout=options.dropout)
+        if type(opened.encoder) not in _RULES:
+            raise UserError(
+                f"config.encoders: {options.path!r} is a {type(opened.encoder).__name__}; give each side a text or an "
+                "image encoder of its own"
+            )
+        return Tower(opened.encoder, opened, opened.source)
+    if isinstance(example, str):
+        raise UserError(
+            "texts need an encoder: set config.encoders.first.path='auto' (MiniLM) or a Hugging Face folder"
+        )
+    encoder = MlpEncoder(
+        int(np.size(example)),
+        tuple(options.hidden_dims),
+        options.out_dim,
+        dropout=options.dropout,
+        input_dropout=options.input_dropout,
+    )
+    widths = "-".join(map(str, encoder.dims))
+    return Tower(encoder, None, f"linear maps {widths}, begun at random")
+
+
+class Towers:
+    """Both sides. `params` is {"first": ..., "second": ... unless shared, "loss": what the loss learns}.
+
+    Attributes: abstract, shardings: of `params`.
+    """
+
+    def __init__(self, config, examples: dict[str, Any], learned: dict[str, Any], mesh: jax.sharding.Mesh):
+        """`examples` has one value of each side (one: the sides share an encoder); `learned` begins the loss's part."""
+        self.mesh, self._seed, self._learned = mesh, config.seed, learned
+        first = open_tower(config.encoders.first, examples["first"])
+        self._of = dict.fromkeys(SIDES, first)
+        self.names: tuple[str, ...] = ("first",)
+        if "second" in examples and not config.encoders.shared:
+            self._of["second"] = open_tower(config.encoders.second, examples["second"])
+            self.names = SIDES
+        widths = {name: self._of[name].encoder.embedding_dim for name in self.names}
+        if len(set(widths.values())) > 1:
+            raise UserError(f"the encoders of both sides give embeddings of different sizes: {widths}")
+        self.embedding_dim = widths["first"]
+        self._learned = jax.eval_shape(lambda: learned(self.embedding_dim))
+        self._begin_loss = learned
+        self.abstract = {name: self._of[name].encoder.abstract_params() for name in self.names}
+        self.abstract["loss"] = self._learned
+        rules = [
+            rule._replace(pattern=f"{name}/(?:{rule.pattern})")
+            for name in self.names
+            for rule in _RULES[type(self._of[name].encoder)]
+        ]
+        rules.append(Rule("loss/.*", jax.sharding.PartitionSpec(), optional=True))
+        self.shardings = shardings_for(self.abstract, rules, mesh)
+
+    def __getitem__(self, side: str) -> Tower:
+        return self._of[side]
+
+    def describe(self) -> dict[str, str]:
+        return {name if len(self.names) > 1 else "encoder": self._of[name].source for name in self.names}
+
+    def read(self) -> dict:
+        """The first parameters, where they belong."""
+        params = {}
+        for number, name in enumerate(self.names):
+            tower, key = self._of[name], jax.random.fold_in(jax.random.key(self._seed), number)
+            if tower.opened is not None:
+                params[name] = tower.opened.read(shardings=self.shardings[name])
+            else:
+                params[name] = jax.jit(tower.encoder.init, out_shardings=self.shardings[name])(key)
+        begin = jax.jit(lambda: self._begin_loss(self.embedding_dim), out_shardings=self.shardings["loss"])
+        return params | {"loss": begin()}
+
+    def embed(self, params, side: str, inputs, key=None) -> jax.Array:
+        """[B, D] of one side, not normalised."""
+        name = side if side in self.names else "first"
+        return self._of[side].encoder.embed(params[name], inputs, key=key).astype(jnp.float32)
+
+
+def column(source: Source, field: str) -> tuple[list[Any], list[str]]:
+    """A field of all examples, and where each is from. Raises UserError: an example without it."""
+    values, places = [], []
+    for index in range(len(source)):
+        example = source[index]
+        if field not in example:
+            raise UserError(
+                f"{where(source, index)} has no field {field!r}; its fields are {', '.join(map(str, example))}"
+            )
+        values.append(example[field])
+        places.append(where(source, index))
+    return values, places

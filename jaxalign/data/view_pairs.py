@@ -1,0 +1,109 @@
+"""Two views of one thing, to be matched by small towers: as vectors, and numbers in digits and in words."""
+
+import numpy as np
+
+from jaxalign.errors import UserError
+
+SHARED, OWN, SEEN = 24, 24, 64
+_SPLITS = {"train": 5000, "held_out": 1000}
+
+
+def two_views(seed: int, count: int) -> np.ndarray:
+    """[2, count, 64] float32: both sides of each pair.
+
+    A pair shares 24 numbers; each side has 24 of its own, and shows all 48 through a random matrix and a tanh.
+    """
+    random = np.random.default_rng(seed)
+    signal = random.normal(size=(count, SHARED))
+    sides = []
+    for _ in range(2):
+        inside = np.concatenate([signal, random.normal(size=(count, OWN))], 1)
+        sides.append(np.tanh(inside @ random.normal(size=(SHARED + OWN, SEEN)) / (SHARED + OWN) ** 0.5))
+    return np.stack(sides).astype(np.float32)
+
+
+class ViewPairs:
+    """A source of {'first': [64], 'second': [64], 'id': int}.
+
+    Args:
+        split: "train" (5,000 pairs) or "held_out" (1,000).
+        seed: of the world; both splits of one seed are of one world.
+
+    Raises UserError: unknown split.
+    """
+
+    def __init__(self, split: str = "train", seed: int = 0):
+        if split not in _SPLITS:
+            raise UserError(f"view_pairs split {split!r} is not known; choose {' or '.join(_SPLITS)}")
+        pairs = two_views(seed, sum(_SPLITS.values()))
+        self._first_id = 0 if split == "train" else _SPLITS["train"]
+        self._pairs = pairs[:, self._first_id : self._first_id + _SPLITS[split]]
+
+    def __len__(self) -> int:
+        return self._pairs.shape[1]
+
+    def __getitem__(self, index: int) -> dict:
+        return {"first": self._pairs[0, index], "second": self._pairs[1, index], "id": self._first_id + index}
+
+
+_ONES = [
+    "zero",
+    "one",
+    "two",
+    "three",
+    "four",
+    "five",
+    "six",
+    "seven",
+    "eight",
+    "nine",
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+]
+_TENS = ["twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety"]
+
+
+def in_words(number: int) -> str:
+    """0 <= number < 10,000 as English words: 1047 is "one thousand forty-seven"."""
+    if number >= 1000:
+        rest = number % 1000
+        return f"{_ONES[number // 1000]} thousand" + (f" {in_words(rest)}" if rest else "")
+    if number >= 100:
+        rest = number % 100
+        return f"{_ONES[number // 100]} hundred" + (f" {in_words(rest)}" if rest else "")
+    if number >= 20:
+        return _TENS[number // 10 - 2] + (f"-{_ONES[number % 10]}" if number % 10 else "")
+    return _ONES[number]
+
+
+class NumberWords:
+    """A source of {'first': "1047", 'second': "one thousand forty-seven", 'id': 1047}: text pairs without a download.
+
+    Args:
+        split: "train" or "held_out"; every tenth of the shuffled numbers below 10,000 is held out.
+        seed: of the division.
+
+    Raises UserError: unknown split.
+    """
+
+    def __init__(self, split: str = "train", seed: int = 0):
+        if split not in _SPLITS:
+            raise UserError(f"number_words split {split!r} is not known; choose {' or '.join(_SPLITS)}")
+        order = np.random.default_rng(seed).permutation(10_000)
+        held_out = np.arange(len(order)) % 10 == 0
+        self._numbers = order[held_out if split == "held_out" else ~held_out]
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def __getitem__(self, index: int) -> dict:
+        number = int(self._numbers[index])
+        return {"first": str(number), "second": in_words(number), "id": number}
