@@ -15,7 +15,7 @@ from jaxalign.methods import METHODS, Method, get_method, markdown_table, settin
 _PAGE = """# Methods
 
 Written by `python -m experiments.methods --markdown > docs/methods.md` from the table in `jaxalign/methods.py`.
-A row is run by `python -m experiments.run --config=<config>`.
+A row is run by `python -m experiments.run --config=<config>`, and by `experiments.compare` where the config is a claim.
 
 """
 

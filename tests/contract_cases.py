@@ -26,6 +26,7 @@ from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
 from tests import (
     contract_cases_adaptation,
+    contract_cases_embeddings,
     contract_cases_given_answers,
     contract_cases_preference,
     contract_cases_symbolic,
@@ -227,6 +228,7 @@ CASES: dict[str, Builder] = {
     **contract_cases_given_answers.cases(token_case),
     **contract_cases_preference.cases(token_case),
     **contract_cases_adaptation.cases(Case, token_policy),
+    **contract_cases_embeddings.cases(token_case),
 }
 
 

@@ -83,8 +83,8 @@ def coupled_over_mesh(
       columns: names of arrays of the batch that the loss reads (valid, ids, labels).
       mesh, rows_axes, pool_axes: see `over_mesh`.
 
-    What is shared goes along as a copy in each row, of which the loss is given the mean: so its gradient too comes back
-    by the rows of the micro-batches.
+    What is shared goes along as a copy in each row, of which the loss is given the first: so its gradient too comes
+    back by the rows of the micro-batches.
     """
     sharded = over_mesh(loss_fn, mesh, rows_axes=rows_axes, pool_axes=pool_axes)
 
@@ -96,7 +96,7 @@ def coupled_over_mesh(
     def objective(given, batch, key, extra):
         del key, extra
         rows, shared = given
-        return sharded(rows | {name: batch[name] for name in columns}, jax.tree.map(lambda x: x.mean(0), shared))
+        return sharded(rows | {name: batch[name] for name in columns}, jax.tree.map(lambda x: x[0], shared))
 
     return CoupledLoss(row_by_row, objective)
 

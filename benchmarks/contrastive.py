@@ -1,0 +1,171 @@
+"""InfoNCE and SigLIP over a whole batch, forward and backward, against the formulas in torch.
+
+Sides: jaxalign a chunk of anchors at a time, and at once; torch as one writes the formulas down, which holds the whole
+matrix of similarities: cross-entropy of S / temperature, and softplus of all B^2 pairs. All are compared with float64
+first, then timed in turns. Memory is the growth of the resident peak during one forward and backward pass, measured in
+the same way in each process; for the JAX sides also what the compiler says it needs.
+"""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from benchmarks import common
+
+WIDTH, TEMPERATURE, SCALE, BIAS = 64, 0.07, 10.0, -10.0
+
+
+def problem(rows: int) -> dict[str, np.ndarray]:
+    """Partners with a cosine of about 0.5, as after some training."""
+    rng = np.random.default_rng(0)
+    shared = rng.normal(size=(rows, WIDTH))
+    return {name: (shared + rng.normal(size=(rows, WIDTH))).astype(np.float32) for name in ("a", "b")}
+
+
+class Jax:
+    def __init__(self, loss: str, rows: int, chunk: int | None):
+        import jax
+        import jax.numpy as jnp
+
+        from jaxalign import objective
+        from jaxalign.losses.contrastive import info_nce, siglip_loss
+
+        def value(a, b):
+            if loss == "InfoNCE":
+                return objective.loss(info_nce(a, b, TEMPERATURE, chunk=chunk))
+            return objective.loss(siglip_loss(a, b, np.log(SCALE), BIAS, chunk=chunk))
+
+        self._arguments = [jnp.asarray(x) for x in problem(rows).values()]
+        self._compiled = jax.jit(jax.value_and_grad(value, (0, 1))).lower(*self._arguments).compile()
+
+    def run(self) -> None:
+        import jax
+
+        jax.block_until_ready(self._compiled(*self._arguments))
+
+    def temporary_bytes(self) -> int:
+        return self._compiled.memory_analysis().temp_size_in_bytes
+
+    def save(self, path: str) -> None:
+        value, (d_a, d_b) = self._compiled(*self._arguments)
+        np.savez(path, value=value, d_a=d_a, d_b=d_b)
+
+
+class Torch:
+    def __init__(self, loss: str, rows: int):
+        import torch
+
+        self._a, self._b = (torch.from_numpy(x).requires_grad_() for x in problem(rows).values())
+        self._name = loss
+        self._partners = torch.arange(rows)
+        self._signs = 2 * torch.eye(rows) - 1
+
+    def _loss(self):
+        from torch.nn import functional
+
+        cosines = functional.normalize(self._a) @ functional.normalize(self._b).T
+        if self._name == "InfoNCE":
+            return functional.cross_entropy(cosines / TEMPERATURE, self._partners)
+        return -functional.logsigmoid(self._signs * (SCALE * cosines + BIAS)).sum() / len(cosines)
+
+    def run(self) -> None:
+        self._a.grad = self._b.grad = None
+        self._loss().backward()
+
+    def save(self, path: str) -> None:
+        self.run()
+        np.savez(path, value=self._loss().detach().numpy(), d_a=self._a.grad.numpy(), d_b=self._b.grad.numpy())
+
+
+def exact(loss: str, rows: int) -> dict[str, np.ndarray]:
+    """The same in float64, some anchors at a time."""
+    given = {name: x.astype(np.float64) for name, x in problem(rows).items()}
+    norms = {name: np.linalg.norm(x, axis=1, keepdims=True) for name, x in given.items()}
+    a, b = (given[name] / norms[name] for name in ("a", "b"))
+    total, d_a, d_b = 0.0, np.zeros_like(a), np.zeros_like(b)
+    for start in range(0, rows, 512):
+        part = np.arange(start, min(start + 512, rows))
+        cosines, own = a[part] @ b.T, (np.arange(len(part)), part)
+        if loss == "InfoNCE":
+            logits = cosines / TEMPERATURE
+            weights = np.exp(logits - logits.max(1, keepdims=True))
+            total += (logits.max(1) + np.log(weights.sum(1)) - logits[own]).sum()
+            weights /= weights.sum(1, keepdims=True)
+            weights[own] -= 1
+            weights /= TEMPERATURE
+        else:
+            logits = SCALE * cosines + BIAS
+            logits[own] *= -1
+            total += np.logaddexp(logits, 0).sum()
+            weights = SCALE / (1 + np.exp(-logits))
+            weights[own] *= -1
+        d_a[part] += weights @ b
+        d_b += weights.T @ a[part]
+    slopes = [(d - (d * u).sum(1, keepdims=True) * u) / norms[n] for n, d, u in (("a", d_a, a), ("b", d_b, b))]
+    return {"value": np.asarray(total / rows), "d_a": slopes[0] / rows, "d_b": slopes[1] / rows}
+
+
+def main() -> None:
+    parser = common.parser(__doc__, rounds=7)
+    parser.add_argument("--rows", type=int, default=6144)
+    parser.add_argument("--chunk", type=int, default=128)
+    arguments = parser.parse_args()
+    common.print_machine()
+    print(f"  {arguments.rows} rows, width {WIDTH}, chunk {arguments.chunk}, float32, forward and backward")
+    peer = common.has_peer(arguments.peer_python, "torch")
+    for loss in ("InfoNCE", "SigLIP"):
+        compare(loss, peer, arguments)
+
+
+def compare(loss: str, peer: bool, arguments) -> None:
+    sides = {
+        "jaxalign, chunks": ("Jax", dict(chunk=arguments.chunk)),
+        "jaxalign, at once": ("Jax", dict(chunk=None)),
+    }
+    if peer:
+        sides["torch"] = ("Torch", {})
+    truth = exact(loss, arguments.rows)
+    workers = {}
+    try:
+        rows = []
+        with tempfile.TemporaryDirectory() as folder:
+            for name, (kind, options) in sides.items():
+                python = arguments.peer_python if kind == "Torch" else common.sys.executable
+                options = options | dict(loss=loss, rows=arguments.rows, priority=arguments.priority)
+                workers[name] = common.Worker(f"benchmarks.contrastive:{kind}", python=python, **options)
+                path = str(Path(folder) / "values.npz")
+                workers[name].call("save", path=path)
+                with np.load(path) as found:
+                    errors = [np.abs(found[key] - truth[key]).max() / np.abs(truth[key]).max() for key in truth]
+                rows.append([name, *(f"{error:.1e}" for error in errors)])
+        print(f"{loss}: largest error against float64, in units of the largest value")
+        common.print_table(("", *truth), rows)
+        memory = {}
+        for name, worker in workers.items():
+            worker.call("memory_start")
+            worker.call("run")
+            memory[name] = worker.call("memory_growth")
+        calls = common.in_turns(
+            {name: (lambda worker=worker: worker.timed("run")) for name, worker in workers.items()}, arguments.rounds
+        )
+        found = {name: common.summarise(some) for name, some in calls.items()}
+        temporary = {name: workers[name].call("temporary_bytes") for name in sides if sides[name][0] == "Jax"}
+        print(f"{loss}: time (medians of {arguments.rounds}) and memory")
+        rows = []
+        for name, summary in found.items():
+            stated = f"{temporary[name] / 1e6:.0f} MB" if name in temporary else "-"
+            rows.append(common.timing_row(name, summary, f"{memory[name] / 1e6:.0f} MB", stated))
+        common.print_table((*common.TIMING, "peak growth", "compiler's temporaries"), rows)
+        if "torch" in found:
+            for name in temporary:
+                common.print_target(
+                    f"{name}, of the time of torch", found[name].seconds / found["torch"].seconds, 1, "x"
+                )
+    finally:
+        for worker in workers.values():
+            worker.close()
+
+
+if __name__ == "__main__":
+    main()
