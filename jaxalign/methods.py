@@ -475,8 +475,8 @@ _ADAPTATION_ROWS = (
         config="configs/cafa.py",
         claim="On corrupted pictures it is right more often than batch statistics alone and than aligning all features "
         "together.",
-        status="Measured on drawn digits (docs/claims/cafa.json, 3 seeds): the classes end further apart than with global "
-        "alignment, but it is not right more often than that, nor surely more often than batch statistics alone.",
+        status="Measured on drawn digits (docs/claims/cafa.json, 3 seeds): the classes end further apart than with "
+        "global alignment, but it is not right more often than that, nor surely more often than batch statistics alone.",
         loss={"inter_weight": 1.0},
     ),
     Method(
@@ -492,8 +492,8 @@ _ADAPTATION_ROWS = (
         ),
         config="configs/ttm.py",
         claim="GroupScore reaches what GroupMatch was, and falling thresholds go beyond both.",
-        status="Seen in a synthetic world (docs/claims/ttm.json, 4 seeds): GroupScore 38 % to 85 % by matching once, to "
-        "92 % by falling thresholds; not on a real benchmark.",
+        status="Seen in a synthetic world (docs/claims/ttm.json, 4 seeds): GroupScore 38 % to 85 % by matching once, "
+        "to 92 % by falling thresholds; not on a real benchmark.",
     ),
 )
 
