@@ -9,7 +9,12 @@ import numpy as np
 import pytest
 
 from jaxalign.errors import UserError
+from jaxalign.models import lora
+from jaxalign.models.lora import LoraConfig
 from jaxalign.models.text_encoder import TextEncoder
+from jaxalign.placement import under_mesh
+from jaxalign.training.mesh import make_mesh, put_batch
+from jaxalign.training.sharding import TEXT_ENCODER_RULES, adapter_rules, shardings_for
 from tests.models import tiny_encoders
 from tests.models.tiny_encoders import random_params, text_encoder, text_rows
 
@@ -35,7 +40,7 @@ def test_padding_has_no_influence(name):
     index = jnp.arange(rows["tokens"].shape[1])
     other = rows | {"tokens": jnp.where(index < rows["lengths"][:, None], rows["tokens"], 31)}
     expected, gradient = value_and_gradient(encoder, params, rows)
-    assert expected.shape == (3, encoder.embedding_dim)
+    assert expected.shape == (4, encoder.embedding_dim)
     chex.assert_trees_all_equal(value_and_gradient(encoder, params, other), (expected, gradient))
 
 
@@ -49,7 +54,7 @@ def test_a_row_is_the_same_alone_and_without_padding():
 @pytest.mark.parametrize("name", tiny_encoders.TEXT)
 def test_a_row_without_tokens_is_finite(name):
     encoder = text_encoder(name)
-    found, gradient = value_and_gradient(encoder, random_params(encoder), text_rows(lengths=(0, 3, 1)))
+    found, gradient = value_and_gradient(encoder, random_params(encoder), text_rows(lengths=(0, 3, 1, 2)))
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((found, gradient)))
 
 
@@ -59,7 +64,7 @@ def test_filled_rows_are_seen():
     params, rows = random_params(encoder), text_rows()
     index = jnp.arange(12)
     tokens = jnp.where(index < rows["lengths"][:, None], jnp.pad(rows["tokens"], ((0, 0), (0, 3))), 1)
-    filled = {"tokens": tokens, "lengths": jnp.full(3, 12)}
+    filled = {"tokens": tokens, "lengths": jnp.full(4, 12)}
     found = value_and_gradient(encoder, params, rows)[0]
     np.testing.assert_allclose(found, embed(plain, params, filled), rtol=1e-5, atol=1e-6)
     assert np.abs(found - embed(plain, params, filled | {"lengths": rows["lengths"]})).max() > 1e-2
@@ -84,6 +89,30 @@ def test_dropout_by_key():
     chex.assert_trees_all_close(runs[0], kept, rtol=1e-4, atol=1e-5)
 
 
+def test_sharded_equals_whole():
+    encoder = text_encoder()
+    params, rows = random_params(encoder), text_rows()
+    expected = value_and_gradient(encoder, params, rows)
+    mesh = make_mesh(data=2, fsdp=2, tensor=2)
+    sharded = jax.device_put(params, shardings_for(params, TEXT_ENCODER_RULES, mesh))
+    with under_mesh(mesh):
+        found = value_and_gradient(encoder, sharded, put_batch(rows, mesh))
+    assert len(found[0].sharding.device_set) == 8
+    chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_an_adapter_stands_where_a_kernel_does():
+    encoder = text_encoder()
+    base, rows = random_params(encoder), text_rows()
+    config = LoraConfig(rank=2, alpha=4.0, targets=(r"layers/.*/(query|up)",))
+    adapter = jax.tree.map(lambda a: a + 0.1, lora.init_adapter(jax.random.key(0), base, config))
+    merged = embed(encoder, lora.merge(base, adapter, config), rows)
+    np.testing.assert_allclose(embed(encoder, lora.attach(base, adapter, config), rows), merged, atol=1e-5)
+    assert np.abs(merged - embed(encoder, base, rows)).max() > 0.05
+    layout = shardings_for(adapter, adapter_rules(TEXT_ENCODER_RULES), make_mesh(data=2, fsdp=2, tensor=2))
+    assert layout["layers"]["mlp"]["up"]["lora_b"].spec == jax.sharding.PartitionSpec(None, None, "tensor")
+
+
 def test_half_precision_is_near():
     encoder = text_encoder()
     params = random_params(encoder)
@@ -105,8 +134,8 @@ def test_wrong_values_are_refused():
     encoder = text_encoder()
     with pytest.raises(UserError, match=r"rows of 13 tokens do not fit the 12 positions"):
         encoder.embed(random_params(encoder), text_rows(lengths=(13,), size=13))
-    with pytest.raises(UserError, match=r"token types have shape \(3, 2\), tokens \(3, 9\)"):
-        encoder.embed(random_params(encoder), text_rows() | {"types": jnp.zeros((3, 2), jnp.int32)})
+    with pytest.raises(UserError, match=r"token types have shape \(4, 2\), tokens \(4, 9\)"):
+        encoder.embed(random_params(encoder), text_rows() | {"types": jnp.zeros((4, 2), jnp.int32)})
     with pytest.raises(UserError, match="pooling='max' is not known; use one of mean, cls, last"):
         text_encoder(pooling="max")
     with pytest.raises(UserError, match="num_heads=5 does not divide embed_dim=16"):

@@ -57,7 +57,7 @@ def random_params(encoder, seed=0):
     return jax.tree_util.tree_map_with_path(draw, encoder.abstract_params())
 
 
-def text_rows(seed=0, lengths=(9, 4, 1), size=9):
+def text_rows(seed=0, lengths=(9, 4, 1, 7), size=9):
     tokens = np.random.default_rng(seed).integers(2, 32, (len(lengths), size))
     return {"tokens": jnp.asarray(tokens, jnp.int32), "lengths": jnp.asarray(lengths, jnp.int32)}
 
