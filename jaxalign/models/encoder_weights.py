@@ -205,8 +205,8 @@ def _wanted(names: Iterable[str]) -> Iterator[tuple[str, str]]:
         plain = re.sub(r"^(bert|vit)\.", "", name)
         if plain.startswith(_NOT_OURS) or plain.endswith("position_ids"):
             continue
-        for pattern, replacement in _VIT_RENAMED:
-            if not plain.startswith(("text_model.", "vision_model.")):
+        if not plain.startswith(("text_model.", "vision_model.")):  # there `mlp.fc1` is the published name
+            for pattern, replacement in _VIT_RENAMED:
                 plain = re.sub(pattern, replacement, plain)
         yield name, plain
 
