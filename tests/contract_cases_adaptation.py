@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.losses import class_alignment, contrastive
+from jaxalign.losses import class_alignment, contrastive, proclip
 from jaxalign.methods import METHODS
 
 CLASSES = 5
@@ -31,6 +31,7 @@ def cases(make_case, token_policy):
     return {
         "cafa": builder(_classified, _cafa, "mix", additive=True),
         "ttm": builder(_pair, _siglip, "mix", "head", additive=False),
+        "proclip": builder(_pair, _proclip, "mix", "head", additive=False),
     }
 
 
@@ -57,3 +58,8 @@ def _pair(params, batch):
 
 def _siglip(valid, first, second):
     return contrastive.siglip_loss(first, second, float(np.log(10)), -10.0, valid=valid)
+
+
+def _proclip(valid, first, second):
+    average = jnp.roll(first, 1, -1)
+    return proclip.proclip_loss(first, second, average, 1.0, valid=valid, chunk=5, **METHODS["proclip"].loss)

@@ -50,15 +50,16 @@ def test_the_row_says_what_must_be_seen(method):
 def test_the_config_exists_and_has_the_settings_of_the_row(method):
     path, _, argument = method.config.partition(":")
     assert (ROOT / path).is_file()
+    assert (ROOT / "experiments" / f"{method.experiment}.py").is_file()
     module = importlib.import_module(path.removesuffix(".py").replace("/", "."))
-    if method.experiment == "compare":
+    if path.startswith("configs/claims/"):
         assert method.launch == f"python -m experiments.compare --config={method.config}"
-        assert module.get_config().arms
+        study = f"experiments.{method.experiment.replace('/', '.')}"
+        assert {arm.study for arm in module.get_config().arms.values()} == {study}
         return
     assert method.launch == f"python -m experiments.run --config={method.config}"
     config = module.get_config(argument or None)
     assert config.experiment == method.experiment
-    assert (ROOT / "experiments" / f"{method.experiment}.py").is_file()
 
 
 def test_settings_are_those_of_the_papers():
