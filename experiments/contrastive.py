@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jaxalign.evaluation.retrieval import retrieval_values, spearman
 
 from experiments.embedding_losses import LOSSES, EmbeddingLoss
 from experiments.session import Session
@@ -20,6 +19,7 @@ from jaxalign.data.class_batches import ClassBatches
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.data.sources import load_source
 from jaxalign.errors import UserError
+from jaxalign.evaluation.retrieval import retrieval_values, spearman
 from jaxalign.placement import BATCH_AXES, under_mesh
 from jaxalign.training.accumulation import CoupledLoss
 from jaxalign.training.coupled import check_pools, coupled_over_mesh

@@ -52,7 +52,8 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "arithmetic?split=train"                    questions of `jaxalign.data.arithmetic`
         "arithmetic_pairs?split=train"              the same with a right and a wrong answer
         "harm_pairs?split=train"                    human judgements of harm (`jaxalign.data.harm_pairs`)
-        "view_pairs?split=train"                    pairs of vectors; "number_words" of texts (`jaxalign.data.view_pairs`)
+        "view_pairs?split=train"                    pairs of vectors (`jaxalign.data.view_pairs`)
+        "number_words?split=train"                  pairs of texts: numbers in digits and in words
         "drawn_digits?split=train&size=900"         pictures of digits (`jaxalign.data.digits`); "digits": scanned ones
         "reasoning_gym:chain_sum?size=500&seed=1"   a generator of reasoning-gym
 
