@@ -54,7 +54,7 @@ def read_examples(spec: str, data, form: str) -> Examples:
         found, places = column(source, field)
         for value, place in zip(found, places, strict=True):
             if isinstance(value, bool) or not isinstance(value, int | np.integer):
-                raise UserError(f"{place}: {field!r} is {value!r}, not an integer")
+                raise UserError(f"{place}: {field!r} is {' '.join(str(value).split())[:40]!r}, not an integer")
         return np.asarray(found, np.int32)
 
     ids = integers(data.id_field) if data.id_field else np.arange(len(source), dtype=np.int32)

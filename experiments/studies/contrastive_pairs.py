@@ -15,12 +15,13 @@ import numpy as np
 import optax
 
 from jaxalign import objective
+from jaxalign.data.view_pairs import SEEN, two_views
 from jaxalign.losses.contrastive import clip_loss, siglip_loss
 from jaxalign.objective import Objective
 from jaxalign.training.accumulation import sums
 from jaxalign.training.coupled import coupled_over_mesh
 
-TRAINED, TESTED, SHARED, OWN, SEEN = 5000, 1000, 24, 24, 64
+TRAINED, TESTED = 5000, 1000
 HIDDEN, WIDTH, RATE = 128, 32, 1e-3
 
 
@@ -42,18 +43,6 @@ NAMED = {
     "pooled micro-batches": Setting(micro_batches=4),
 }
 SETTINGS = tuple(NAMED)
-
-
-def pairs(seed: int) -> np.ndarray:
-    """[2, pairs, 64]: the two sides of each pair."""
-    random = np.random.default_rng(seed)
-    count = TRAINED + TESTED
-    signal = random.normal(size=(count, SHARED))
-    sides = []
-    for _ in range(2):
-        inside = np.concatenate([signal, random.normal(size=(count, OWN))], 1)
-        sides.append(np.tanh(inside @ random.normal(size=(SHARED + OWN, SEEN)) / (SHARED + OWN) ** 0.5))
-    return np.stack(sides).astype(np.float32)
 
 
 def start(key: jax.Array, setting: Setting) -> dict:
@@ -85,7 +74,7 @@ def pooled_loss(rows: dict, scalars: dict, axis_name, *, setting: Setting) -> Ob
 
 def run(setting: str, seed: int, steps: int = 400) -> dict[str, float]:
     """`recall`: the share of unseen `a` whose nearest `b` of 1,000 is their partner; `loss` of the last step."""
-    chosen, data = NAMED[setting], pairs(seed)
+    chosen, data = NAMED[setting], two_views(seed, TRAINED + TESTED)
     trained, tested = jnp.asarray(data[:, :TRAINED]), data[:, TRAINED:]
     key, order = jax.random.split(jax.random.key(seed))
     params = start(key, chosen)

@@ -95,7 +95,7 @@ def check_resuming(run_here, config, tmp_path: Path, *, stop: int) -> Path:
     config.train.steps = steps
     run_here(config, tmp_path / "stopped")
     found = [leaves(tmp_path / name, steps) for name in ("straight", "stopped")]
-    assert all(leaf["crc32"] is not None for leaf in found[0].values())
+    assert all(leaf["checksum"] is not None for leaf in found[0].values())
     assert found[0] == found[1] != leaves(tmp_path / "stopped", stop)
     summaries = [summary(tmp_path / name)["evaluations"] for name in ("straight", "stopped")]
     assert summaries[0] == summaries[1]

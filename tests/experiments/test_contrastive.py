@@ -1,0 +1,113 @@
+"""The contrastive experiment: resumed and spread runs equal straight ones, it learns, and mistakes are named."""
+
+import json
+
+import numpy as np
+import pytest
+
+from experiments import contrastive
+from jaxalign.errors import UserError
+from jaxalign.training import configuration
+from tests.experiments import runs
+
+SMALL = ("--config.train.steps=3", "--config.contrastive.batch_size=32", "--config.optimizer.learning_rate=1e-3")
+
+
+def load(spec, *overrides):
+    config = configuration.load_config(spec)
+    configuration.apply_overrides(config, overrides)
+    return config
+
+
+@pytest.mark.parametrize(
+    "spec",
+    ["configs/contrastive.py:siglip,runlocal", "configs/metric_learning.py:arcface,runlocal"],
+)
+def test_a_stopped_run_equals_a_straight_one(spec, tmp_path):
+    """With the average of the parameters, micro-batches and (labels) batches by class."""
+    config = load(spec, "--config.train.steps=4", "--config.train.ema_decay=0.5", "--config.train.micro_batches=2")
+    config.mesh.data = 2
+    config.mesh.fsdp = 4
+    config.contrastive.batch_size = 48
+    config.contrastive.classes_per_batch = min(config.contrastive.classes_per_batch, 6)
+    runs.check_resuming(lambda c, folder: contrastive.run(c, str(folder)), config, tmp_path, stop=2)
+
+
+def metrics(folder):
+    return [{k: row[k] for k in ("loss", "grad_norm", "accuracy")} for row in runs.rows(folder)]
+
+
+def test_devices_processes_and_micro_batches_change_nothing(tmp_path):
+    spec = "configs/contrastive.py"
+    ways = {
+        "one": ((), 1),
+        "micro": (("--config.train.micro_batches=4", "--config.loss.chunk=5"), 1),
+        "ring": (
+            ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.loss.ring=True"),
+            8,
+        ),
+    }
+    for name, (overrides, devices) in ways.items():
+        ended = runs.run(spec, tmp_path / name, *SMALL, *overrides, devices=devices)
+        assert ended.code == 0, ended.err
+    together = runs.run_together(spec, tmp_path / "two", *SMALL, "--config.mesh.fsdp=4", own=[(), ()], devices=4)
+    assert [process.code for process in together] == [0, 0], [process.err for process in together]
+    expected = metrics(tmp_path / "one")
+    for name in (*list(ways)[1:], "two"):
+        for found, row in zip(metrics(tmp_path / name), expected, strict=True):
+            assert found == pytest.approx(row, rel=1e-4), name
+    # What is grouped is another loss: rows meet fewer rows.
+    grouped = ("--config.contrastive.pool=fsdp", "--config.mesh.data=4", "--config.mesh.fsdp=2")
+    assert runs.run(spec, tmp_path / "grouped", *SMALL, *grouped, devices=8).code == 0
+    assert metrics(tmp_path / "grouped")[0]["loss"] < expected[0]["loss"] - 0.5
+
+
+def rows(path, *examples):
+    path.write_text("".join(json.dumps(example) + "\n" for example in examples))
+    return str(path)
+
+
+def test_it_learns_pairs_of_the_users_own(tmp_path):
+    random = np.random.default_rng(0)
+    signal, turns = random.normal(size=(80, 6)), random.normal(size=(2, 6, 10))
+    examples = [{"a": (x @ turns[0]).tolist(), "b": (x @ turns[1]).tolist(), "who": i} for i, x in enumerate(signal)]
+    config = load("configs/contrastive.py:info_nce", "--config.train.steps=80", "--config.contrastive.batch_size=32")
+    config.data.source = rows(tmp_path / "train.jsonl", *examples[:60])
+    config.data.held_out = rows(tmp_path / "held_out.jsonl", *examples[60:])
+    config.data.first_field, config.data.second_field, config.data.id_field = "a", "b", "who"
+    config.data.similarities = rows(
+        tmp_path / "scored.jsonl",
+        *(
+            {"a": one["a"], "b": other["b"], "score": float(one is other), "who": 0}
+            for one in examples[60:66]
+            for other in examples[60:66]
+        ),
+    )
+    contrastive.run(config, str(tmp_path / "run"))
+    found = {e["name"]: e for e in runs.summary(tmp_path / "run")["evaluations"]}
+    recall = found["held-out recall@1"]
+    assert recall["before"]["value"] < 0.3 and recall["after"]["value"] > 0.6
+    ranks = found["rank correlation with given similarities"]
+    assert ranks["after"]["value"] > 0.2 + ranks["before"]["value"]
+
+
+MISTAKES = {
+    "a loss": ({"contrastive.loss": "clip"}, r"contrastive\.loss='clip' is not known; use one of info_nce"),
+    "a pool": ({"contrastive.pool": "tensor"}, r"contrastive\.pool='tensor' is not known; use one of all"),
+    "micro-batches": ({"train.micro_batches": 3}, r"batch_size=256 does not divide into .*micro_batches=3"),
+    "devices": ({"contrastive.batch_size": 4}, r"4 rows do not divide over the 8 devices"),
+    "classes of pairs": ({"contrastive.classes_per_batch": 8}, r"classes_per_batch wants a loss of labelled examples"),
+    "a field": ({"data.first_field": "left"}, r"has no field 'left'; its fields are first, second, id"),
+    "texts without an encoder": ({"data.source": "number_words"}, r"texts need an encoder: .*encoders\.first\.path"),
+    "sizes": ({"encoders.second.out_dim": 8}, r"different sizes: \{'first': 32, 'second': 8\}"),
+    "ids": ({"data.id_field": "first"}, r"'first' is '\[.*', not an integer"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_mistakes_are_named(mistake, tmp_path):
+    changes, message = MISTAKES[mistake]
+    config = load("configs/contrastive.py", *(f"--config.{key}={value}" for key, value in changes.items()))
+    with pytest.raises(UserError, match=message):
+        contrastive.run(config, str(tmp_path))
+    assert not list(tmp_path.glob("checkpoints/[0-9]*"))
