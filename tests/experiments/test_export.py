@@ -24,7 +24,8 @@ SIZES = {
     "llama": dict(tie_embeddings=False),
     "qwen2": dict(qkv_bias=True),
     "qwen3": dict(qk_norm=True, tie_embeddings=False),
-    "gemma3": tiny.ARCHITECTURES["gemma3"],
+    # transformers takes no other scale than the root of an integer
+    "gemma3": tiny.ARCHITECTURES["gemma3"] | dict(query_scale=12**-0.5),
 }
 
 
