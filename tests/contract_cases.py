@@ -28,6 +28,7 @@ from tests import (
     contract_cases_adaptation,
     contract_cases_embeddings,
     contract_cases_given_answers,
+    contract_cases_metric,
     contract_cases_preference,
     contract_cases_symbolic,
 )
@@ -227,6 +228,7 @@ CASES: dict[str, Builder] = {
     **contract_cases_symbolic.cases(token_case),
     **contract_cases_given_answers.cases(token_case),
     **contract_cases_preference.cases(token_case),
+    **contract_cases_metric.cases(Case, token_policy, chunked),
     **contract_cases_adaptation.cases(Case, token_policy),
     **contract_cases_embeddings.cases(token_case),
 }
