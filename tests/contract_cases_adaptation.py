@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 
-from jaxalign.losses import class_alignment, contrastive, proclip
+from jaxalign.losses import class_alignment, contrastive, graph_text, proclip
 from jaxalign.methods import METHODS
 
 CLASSES = 5
@@ -32,6 +32,7 @@ def cases(make_case, token_policy):
         "cafa": builder(_classified, _cafa, "mix", additive=True),
         "ttm": builder(_pair, _siglip, "mix", "head", additive=False),
         "proclip": builder(_pair, _proclip, "mix", "head", additive=False),
+        "llm4gta": builder(_pair_and_logits, _graph_text, "mix", "head", additive=False),
     }
 
 
@@ -63,3 +64,13 @@ def _siglip(valid, first, second):
 def _proclip(valid, first, second):
     average = jnp.roll(first, 1, -1)
     return proclip.proclip_loss(first, second, average, 1.0, valid=valid, chunk=5, **METHODS["proclip"].loss)
+
+
+def _pair_and_logits(params, batch):
+    return _pair(params, batch) | {"logits": batch["features"] @ params["head"].T}
+
+
+def _graph_text(valid, first, second, logits):
+    labels, labelled = jnp.argmax(second, -1), first[:, 0] > 0
+    options = {"alignment_weight": 0.7, "low": 0.5, "high": 0.6} | METHODS["llm4gta"].loss
+    return graph_text.graph_text_loss(first, second, logits, labels, labelled, valid=valid, **options)
