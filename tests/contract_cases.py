@@ -233,6 +233,8 @@ CASES: dict[str, Builder] = {
     **contract_cases_embeddings.cases(token_case),
 }
 
+CASES["ttm"] = CASES["siglip"]  # the same loss; its matchings are in tests/evaluation/test_group_matching.py
+
 
 @functools.cache
 def build(name: str, *, seed: int = 0, rows: int = 16, dtype=np.float32, scorer: Scorer = dense) -> Case:
