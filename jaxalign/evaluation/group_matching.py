@@ -1,8 +1,8 @@
 """Small groups of images and captions: who is matched with whom, how clearly, and how it is scored.
 
 `similarities[g, i, j]` is the logit of image i and caption j of group g, with its scale; the truth is i -> i. A
-matching gives every image a caption of its own; its value is the sum of its logits. Never use probabilities here.
-Both papers' scores are of arXiv 2510.07632 (test-time matching), which compares them.
+matching gives every image a caption of its own; its value is the sum of its logits (never of probabilities). Scores and
+thresholds are those of test-time matching, arXiv 2510.07632.
 """
 
 import itertools
