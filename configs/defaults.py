@@ -13,7 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from experiments.embedding_losses import LOSSES as LOSSES_OF_EMBEDDINGS
-from jaxalign.controllers import prompt_gdro, rollout_gdro
+from jaxalign.controllers import label_confidence, prompt_gdro, reward_shift, rollout_gdro
 from jaxalign.controllers.policy_drift import retention
 from jaxalign.controllers.prompt_sampling import sampling_probabilities
 from jaxalign.errors import UserError
@@ -31,6 +31,7 @@ from jaxalign.models.config import HUB_IDS
 from jaxalign.models.lora import ALL_LINEAR
 from jaxalign.models.resnet import NORMALISATION
 from jaxalign.rewards.advantages import ADVANTAGES
+from jaxalign.rewards.density_ratio import density_ratio
 from jaxalign.rewards.gae import gae
 from jaxalign.rewards.inference_aware import transform
 
@@ -137,8 +138,10 @@ def base(name: str, experiment: str, steps: int) -> ml_collections.ConfigDict:
     return config
 
 
-def options_of(function: Callable, preset: Mapping[str, Any]) -> ml_collections.ConfigDict:
-    """The keyword options of a piece as config keys: its own defaults, changed by `preset`.
+def options_of(
+    function: Callable, preset: Mapping[str, Any], *, without: tuple[str, ...] = ()
+) -> ml_collections.ConfigDict:
+    """The keyword options of a piece as config keys: its own defaults, changed by `preset`; not those in `without`.
 
     Only numbers, texts and switches are options; arrays are arguments. An option that is off (None) keeps its type.
     """
@@ -146,7 +149,7 @@ def options_of(function: Callable, preset: Mapping[str, Any]) -> ml_collections.
     hints = typing.get_type_hints(function)
     for name, parameter in inspect.signature(function).parameters.items():
         kinds = [kind for kind in (bool, int, float, str) if _allows(hints.get(name), kind)]
-        if parameter.kind is parameter.KEYWORD_ONLY and kinds:
+        if parameter.kind is parameter.KEYWORD_ONLY and kinds and name not in without:
             value = preset.get(name, parameter.default)
             config[name] = config_dict.placeholder(kinds[-1]) if value is None else value
     unknown = set(preset) - set(config)
@@ -315,6 +318,7 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.data.rejected_field = "rejected"
     config.data.chosen_score_field = "chosen_score"
     config.data.rejected_score_field = "rejected_score"
+    config.data.annotator_field = "annotator"  # who judged, where the source says
     config.data.completion_field = "completion"  # of labelled rows
     config.data.label_field = "label"  # true: desirable
     config.data.max_completion_tokens = 256
@@ -326,6 +330,16 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.preference.share_prompt = True  # both completions behind one copy of their prompt (equal, and cheaper)
     config.preference.length_desensitisation = 1.0  # LD-DPO's weight of tokens beyond the shorter completion; 1: off
     config.preference.offset_scale = 1.0  # of odpo: the offset is this times the difference of scores
+    config.preference.shift = options_of(reward_shift.update, {}, without=("axis_name",))
+    config.preference.shift.enabled = False  # of bco: the reward shift follows the rewards of the batches
+    config.preference.confidence = options_of(label_confidence.update, {}, without=("axis_name",))
+    config.preference.confidence.enabled = False  # labels may be wrong, and annotators differ in how often they are
+    config.preference.confidence.start = 0.9  # reliability of every annotator before training
+    config.preference.confidence.mode = "gibbs"  # gibbs | weighted-loss
+    config.preference.density_ratio = options_of(density_ratio, {})
+    config.preference.density_ratio.enabled = False  # undesirable rows weigh as their prompts are among the others
+    config.preference.density_ratio.prompts = 1024  # of each class, that the classifier is fitted to
+    config.preference.density_ratio.l2 = 1.0
 
     config.loss = options_of(loss, row.loss)
 

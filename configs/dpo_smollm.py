@@ -19,7 +19,7 @@ other losses are those of their rows, without a search for better ones.
 from configs import defaults
 from jaxalign.methods import METHODS
 
-PREFERENCE = tuple(name for name, row in METHODS.items() if row.experiment == "preference" and name != "symbolic_dpa")
+PREFERENCE = tuple(name for name, row in METHODS.items() if row.config.startswith("configs/dpo_smollm.py"))
 
 
 WORDS = {

@@ -9,11 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.questions import PROMPT_BUCKET, encode_prompt, padded
+from jaxalign.controllers import label_confidence, reward_shift
+from jaxalign.controllers.label_confidence import LabelConfidence
+from jaxalign.controllers.reward_shift import RewardShift
 from jaxalign.data.preferences import Preference, Preferences
 from jaxalign.decoding.sampler import bucket_length
 from jaxalign.errors import UserError
 from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, preference_loss
 from jaxalign.losses.preference import is_batch_coupled as pairs_interact
+from jaxalign.losses.preference_confidence import confidence_loss, implied_margin
 from jaxalign.losses.preference_tokens import length_desensitised_weights, sequence_sums
 from jaxalign.losses.preference_unpaired import UnpairedLogProbs, UnpairedLoss, unpaired_loss
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
@@ -23,6 +27,7 @@ from jaxalign.models.scoring import completion_log_probs
 from jaxalign.objective import Objective
 from jaxalign.training.accumulation import CoupledLoss
 
+TRACKED = "loss"  # the entry of TrainState.extra with the state of a loss that follows what it sees
 COMPLETION_BUCKET = 8  # completions are padded to a multiple of this many tokens
 
 
@@ -35,6 +40,8 @@ class PairBatch(NamedTuple):
     mask: chex.Array  # [P, 2, T]
     side: chex.Array  # [P]: the label of labelled rows, else the difference of scores
     reference: chex.Array | None = None  # [P, 2]: summed log-probs under the reference, nats
+    annotator: chex.Array | None = None  # [P]: the number of who judged; -1: somebody that training has not seen
+    weight: chex.Array | None = None  # [P]: of labelled rows
 
 
 class Sums(NamedTuple):
@@ -61,13 +68,14 @@ def read_preferences(spec: str, tokenizer, config) -> Preferences:
 
 
 class Collate:
-    """Rows -> host arrays of one shape, wide enough for every row of `data`."""
+    """Rows -> host arrays of one shape, wide enough for every row of `data`. `annotators` are numbered by order."""
 
-    def __init__(self, *data: Sequence[Preference], labelled: bool):
+    def __init__(self, *data: Sequence[Preference], labelled: bool, annotators: Sequence[str] = ("",)):
         rows = [row for preferences in data for row in preferences]
         self._prompt_width = bucket_length([len(row.prompt_ids) for row in rows], PROMPT_BUCKET)
         self._width = bucket_length([len(ids) for row in rows for ids in row.completion_ids], COMPLETION_BUCKET)
         self._labelled = labelled
+        self._annotators = {name: number for number, name in enumerate(annotators)}
 
     def __call__(self, rows: Sequence[Preference], size: int | None = None) -> PairBatch:
         """With `size`, filled up to that many rows by rows whose masks are 0."""
@@ -77,12 +85,16 @@ class Collate:
         completions = np.zeros((size, 2, self._width), np.int32)
         mask = np.zeros((size, 2, self._width), np.float32)
         side = np.zeros(size, np.float32)
+        annotator = np.full(size, -1, np.int32)
+        weight = np.zeros(size, np.float32)
         for number, row in enumerate(rows):
             for which, ids in enumerate(row.completion_ids):
                 completions[number, which, : len(ids)] = ids
                 mask[number, which, : len(ids)] = 1
             side[number] = row.label if self._labelled else row.score_difference or 0.0
-        return PairBatch(prompts, lengths, completions, mask, side)
+            annotator[number] = self._annotators.get(row.annotator, -1)
+            weight[number] = row.weight
+        return PairBatch(prompts, lengths, completions, mask, side, None, annotator, weight)
 
     def abstract(self, size: int, *, with_reference: bool) -> PairBatch:
         """The shapes of a batch of that many rows."""
@@ -97,6 +109,8 @@ class Collate:
             array(2, self._width),
             array(),
             array(2) if with_reference else None,
+            array(dtype=jnp.int32),
+            array(),
         )
 
 
@@ -116,11 +130,16 @@ def make_score(decoder, preference) -> Callable[..., Sums]:
 class Measure:
     """What the config's loss makes of sums: the same for a training batch and for all held-out pairs together.
 
+    A loss may follow what it sees: `start` is its state before training, `follow` the state after a batch, and the
+    state that a call is given decides how the batch is read. It lives in `TrainState.extra[TRACKED]`.
+
     Raises UserError: unknown loss, a formula that cannot be read.
     """
 
     def __init__(self, config):
         self.options = dict(config.loss)
+        self._shift, self._confidence = dict(config.preference.shift), dict(config.preference.confidence)
+        self.tracked = any([self._shift.pop("enabled"), self._confidence.pop("enabled")])
         self.labelled = config.preference.labelled
         self.symbolic = "formula" in self.options
         if self.symbolic:
@@ -142,30 +161,70 @@ class Measure:
         self.uses_means = not self.labelled and PREFERENCE_LOSSES[self.options["loss"]].reward == "mean_log_prob"
         self.batch_coupled = (rows_interact if self.labelled else pairs_interact)(**self.options)
 
-    def __call__(self, sums: Sums, reference, side, mask) -> Objective:
-        first, second = sums.log_probs[:, 0], sums.log_probs[:, 1]
-        references = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
+    def start(self, annotators: int) -> RewardShift | LabelConfidence:
+        """The state of a `tracked` loss before training."""
+        return reward_shift.init() if self.labelled else label_confidence.init(annotators, self._confidence["start"])
+
+    def follow(self, state, sums: Sums, reference, side, mask, annotator):
+        """The state after a batch; once per step."""
         if self.labelled:
-            rows = UnpairedLogProbs(first, references[0], second, references[1], side, sums.lengths[:, 0], mask)
-            return unpaired_loss(rows, **self.options)
-        pairs = PairLogProbs(first, second, *references, sums.lengths[:, 0], sums.lengths[:, 1], mask)
+            rewards = self.options["beta"] * (sums.log_probs[:, 0] - reference[:, 0])
+            counts = mask * (sums.lengths[:, 0] > 0)
+            return reward_shift.update(state, rewards, side, counts, **self._shift)[0]
+        pairs, options = self._pairs(sums, reference, side, mask)
+        confidences, _ = label_confidence.confidence(implied_margin(pairs, **options), state, annotator)
+        counts = mask * (sums.lengths > 0).all(axis=1)
+        settings = {name: self._confidence[name] for name in ("rate", "estimate")}
+        return label_confidence.update(state, confidences, annotator, counts, **settings)[0]
+
+    def __call__(
+        self, sums: Sums, reference, side, mask, *, state=None, annotator=None, weight=None, training: bool = False
+    ) -> Objective:
+        """`state` None: the loss as it is without one. In training BCO's shift holds the batch that it is used for."""
+        if self.labelled:
+            if state is not None and training:
+                state = self.follow(state, sums, reference, side, mask, annotator)
+            options = self.options if state is None else self.options | {"reward_shift": state.shift}
+            completion, mismatched = sums.log_probs[:, 0], sums.log_probs[:, 1]
+            columns = (completion, reference[:, 0], mismatched, reference[:, 1], side, sums.lengths[:, 0], mask)
+            return unpaired_loss(UnpairedLogProbs(*columns), **options, weights=weight)
+        pairs, options = self._pairs(sums, reference, side, mask)
         if self.symbolic:
-            return symbolic_loss(**pairs._asdict(), **self.options)
-        offset = {"offset": self._offset_scale * side} if self.options["loss"] == "odpo" else {}
-        return preference_loss(pairs, **self.options, **offset)
+            return symbolic_loss(**pairs._asdict(), **options)
+        if state is not None:  # confidences come from the reliability before the batch
+            return confidence_loss(pairs, state, annotator, mode=self._confidence["mode"], **options)
+        return preference_loss(pairs, **options)
+
+    def _pairs(self, sums: Sums, reference, side, mask) -> tuple[PairLogProbs, dict]:
+        """What a loss of pairs reads, and its options."""
+        references = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
+        columns = (sums.log_probs[:, 0], sums.log_probs[:, 1], *references, sums.lengths[:, 0], sums.lengths[:, 1])
+        offset = {"offset": self._offset_scale * side} if self.options.get("loss") == "odpo" else {}
+        return PairLogProbs(*columns, mask), self.options | offset
 
 
 def make_loss(decoder, preference, measure: Measure) -> Callable:
-    """loss_fn(params, PairBatch, key, extra) -> Objective; cut at the sums if the rows of a batch interact."""
+    """loss_fn(params, PairBatch, key, extra) -> Objective; cut at the sums if the rows of a batch interact, or if the
+    loss follows what it sees."""
     score = make_score(decoder, preference)
 
     def outputs(params, batch: PairBatch, key, extra) -> Sums:
         del key, extra
         return score(params, batch)
 
-    def objective(sums: Sums, batch: PairBatch, key, extra) -> Objective:
-        del key, extra
-        return measure(sums, batch.reference, batch.side, jnp.ones_like(batch.side))
+    def arguments(sums: Sums, batch: PairBatch):
+        return sums, batch.reference, batch.side, jnp.ones_like(batch.side)
 
+    def objective(sums: Sums, batch: PairBatch, key, extra) -> Objective:
+        del key
+        known = dict(state=extra.get(TRACKED), annotator=batch.annotator, weight=batch.weight if weighted else None)
+        return measure(*arguments(sums, batch), **known, training=True)
+
+    def update(sums: Sums, batch: PairBatch, extra):
+        return {TRACKED: measure.follow(extra[TRACKED], *arguments(sums, batch), batch.annotator)}
+
+    weighted = preference.density_ratio.enabled
+    if measure.tracked:
+        return CoupledLoss(outputs, objective, update)
     loss = CoupledLoss(outputs, objective)
     return loss if measure.batch_coupled else loss.__call__

@@ -13,7 +13,8 @@ import jax
 import numpy as np
 
 from experiments.own_samples import sample_pairs
-from experiments.pairs import Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
+from experiments.pairs import TRACKED, Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
+from experiments.prompt_distributions import weigh_by_prompts
 from experiments.questions import HeldOut, Questions, make_rewards
 from experiments.session import Session
 from experiments.setup import build_model, build_optimizer, build_policy, fresh_state, state_layout
@@ -36,15 +37,14 @@ class Scorer:
 
     def batch(self, params, batch: PairBatch) -> Sums:
         """Of a batch on the devices; there too."""
-        return self._score(params, batch._replace(reference=None))
+        return self._score(params, batch._replace(reference=None, annotator=None, weight=None))
 
     def __call__(self, params, rows: Sequence[Preference]) -> Sums:
         """Of rows; on the host."""
         found = []
         for start in range(0, len(rows), self._size):
             part = rows[start : start + self._size]
-            batch = spread(self._collate(part, self._size)[:5], self._mesh)
-            found.append(gather(self.batch(params, PairBatch(*batch))))
+            found.append(gather(self.batch(params, spread(self._collate(part, self._size), self._mesh))))
         return jax.tree.map(lambda *parts: np.concatenate(parts)[: len(rows)], *found)
 
 
@@ -53,7 +53,8 @@ class HeldOutPairs:
 
     def __init__(self, rows: Sequence[Preference], scorer: Scorer, measure: Measure, collate: Collate):
         self._rows, self._scorer, self._measure = rows, scorer, measure
-        self._side = collate(rows).side
+        batch = collate(rows)
+        self._side, self._annotator = batch.side, batch.annotator
         self._reference = None
 
     def __len__(self) -> int:
@@ -63,11 +64,10 @@ class HeldOutPairs:
         """Scores the rows by the reference's weights, once."""
         self._reference = self._scorer(reference, self._rows).log_probs
 
-    def metrics(self, params) -> dict[str, float]:
-        return self._metrics(self._scorer(params, self._rows))
-
-    def _metrics(self, sums: Sums) -> dict[str, float]:
-        found = self._measure(sums, self._reference, self._side, np.ones(len(self._rows), np.float32))
+    def metrics(self, params, tracked=None) -> dict[str, float]:
+        """`tracked` is the state of a loss that has one."""
+        sums, mask = self._scorer(params, self._rows), np.ones(len(self._rows), np.float32)
+        found = self._measure(sums, self._reference, self._side, mask, state=tracked, annotator=self._annotator)
         means = objective.metric_means(found.metrics) | {"loss": objective.loss(found)}
         return {f"pairs/{name}": float(value) for name, value in means.items()}
 
@@ -101,6 +101,12 @@ def check(config) -> None:
         raise UserError(
             f"config.preference.length_desensitisation={preference.length_desensitisation} must be in [0, 1]; 1 is off"
         )
+    if preference.shift.enabled and config.loss.get("loss") != "bco":
+        raise UserError("config.preference.shift.enabled follows the rewards for the loss bco, and no other reads it")
+    if preference.density_ratio.enabled and not preference.labelled:
+        raise UserError("config.preference.density_ratio.enabled weighs labelled completions; pairs share their prompt")
+    if preference.confidence.enabled and (preference.labelled or "formula" in config.loss):
+        raise UserError("config.preference.confidence.enabled doubts pairs under a loss of the preference table")
     if preference.labelled and preference.length_desensitisation != 1:
         raise UserError("config.preference.length_desensitisation compares the completions of a pair: labels have none")
 
@@ -154,7 +160,7 @@ def run(config, workdir: str) -> None:
         if config.data.held_out_pairs:
             held_out_rows = read_preferences(config.data.held_out_pairs, model.tokenizer, config).rows
             held_out_rows = held_out_rows[: config.evaluation.max_pairs]
-        collate = Collate(train.rows, held_out_rows, labelled=preference.labelled)
+        collate = Collate(train.rows, held_out_rows, labelled=preference.labelled, annotators=train.annotators)
         batches = Batches(train, preference.pairs_per_step, seed=config.seed)
         held_out = None
         if config.data.held_out:
@@ -180,11 +186,13 @@ def run(config, workdir: str) -> None:
         # an adapter is its base, which is held anyway.)
         reference_in_state = measure.needs_reference and config.warm_start.steps > 0 and policy.adapter is None
         copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0)), exact=True))
-        layout = state_layout(policy, optimizer, {"reference": copy} if reference_in_state else {})
+        tracked = {TRACKED: measure.start(len(train.annotators))} if measure.tracked else {}
+        layout = state_layout(policy, optimizer, tracked | ({"reference": copy} if reference_in_state else {}))
         loss_fn = make_loss(model.decoder, preference, measure)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
         shapes = collate.abstract(preference.pairs_per_step, with_reference=measure.needs_reference)
-        jax.eval_shape(loss_fn, policy.abstract_weights(), shapes, layout.abstract.key, layout.abstract.extra)
+        arguments = policy.abstract_weights(), shapes, layout.abstract.key, layout.abstract.extra
+        jax.eval_shape(lambda *given: loss_fn(*given), *arguments)
         train_step = policy.train_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
         scorer = Scorer(model, collate, preference)
         pairs = HeldOutPairs(held_out_rows, scorer, measure, collate) if held_out_rows else None
@@ -212,16 +220,18 @@ def run(config, workdir: str) -> None:
                 if measure.needs_reference:
                     pairs.set_reference(reference)
                 pairs.record(session, weights, "before")
-            extra = {"reference": reference} if reference_in_state else {}
+            extra = tracked | ({"reference": reference} if reference_in_state else {})
             state, start = fresh_state(config, params, optimizer, layout, extra), 0
         if restored is not None and pairs is not None and measure.needs_reference:
             pairs.set_reference(reference)
+        if preference.density_ratio.enabled:
+            weigh_by_prompts(train.rows, model, reference, preference, session)
 
         def advance(state, step: int) -> Advance:
             frozen = state.extra["reference"] if reference_in_state else reference
             began = time.perf_counter()
             batch = collate(batches[step])
-            on_device = PairBatch(*spread(batch[:5], model.mesh))
+            on_device = spread(batch, model.mesh)
             if measure.needs_reference:
                 on_device = on_device._replace(reference=scorer.batch(frozen, on_device).log_probs)
             state, metrics = train_step(state, on_device)
@@ -235,7 +245,7 @@ def run(config, workdir: str) -> None:
             del done
             weights = policy.evaluated(state)
             metrics = {} if held_out is None else held_out.metrics(weights)
-            return metrics | ({} if pairs is None else pairs.metrics(weights))
+            return metrics | ({} if pairs is None else pairs.metrics(weights, state.extra.get(TRACKED)))
 
         state, done = session.fit(
             state,
@@ -248,4 +258,8 @@ def run(config, workdir: str) -> None:
             for evaluation in (held_out, pairs):
                 if evaluation is not None:
                     evaluation.record(session, policy.evaluated(state), "after")
+        if measure.tracked and not preference.labelled:
+            found = zip(train.annotators, np.asarray(state.extra[TRACKED].reliability), strict=True)
+            each = ", ".join(f"{name or 'everybody'} {value:.3f}" for name, value in found)
+            session.print(f"reliability of labels: {each}")
         session.finish(done)

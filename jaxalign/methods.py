@@ -192,6 +192,39 @@ _PREFERENCE_ROWS = (
         loss="kto",
         beta=0.1,
     ),
+    dataclasses.replace(
+        _labels(
+            "bco",
+            "Binary classifier optimization of labelled completions",
+            "2404.04656",
+            "A shift that follows the rewards tightens the bound on the DPO loss and raises the reward; where the "
+            "classes have different prompts, weights by density ratio find the direction of the reward.",
+            loss="bco",
+            beta=0.1,
+            reduction="class-balanced",
+        ),
+        pieces=(
+            "jaxalign.losses.preference_unpaired:unpaired_loss",
+            "jaxalign.controllers.reward_shift:update",
+            "jaxalign.rewards.density_ratio:density_ratio",
+        ),
+        config="configs/bco.py",
+    ),
+    Method(
+        name="lcpo",
+        title="Latent collective preference optimization (RE-PO): labels that may be wrong",
+        paper="2509.24159",
+        experiment="preference",
+        pieces=(
+            "jaxalign.losses.preference_confidence:confidence_loss",
+            "jaxalign.controllers.label_confidence:update",
+        ),
+        config="configs/lcpo.py",
+        claim="Under annotators that err at unknown rates, the rates are found and preferences come nearer to the true "
+        "ones than with the plain loss and with smoothed labels.",
+        status=_UNTRIED,
+        loss={"mode": "gibbs"},
+    ),
 )
 
 _ROWS = (

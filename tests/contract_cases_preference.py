@@ -3,6 +3,7 @@
 import functools
 
 from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, is_batch_coupled, preference_loss
+from jaxalign.losses.preference_confidence import confidence_loss
 from jaxalign.losses.preference_tokens import sequence_sums
 from jaxalign.losses.preference_unpaired import UnpairedLogProbs, unpaired_loss
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
@@ -45,14 +46,33 @@ def label_case(token_case, options, seed, rows, dtype, scorer):
     return case._replace(additive=not rows_interact(**options))
 
 
+def confidence_case(token_case, options, seed, rows, dtype, scorer):
+    """`confidence_loss` with three annotators, and one that is none of them."""
+
+    def loss(outputs, batch):
+        sums, references, lengths = _sums(outputs, batch)
+        annotator = batch["annotator"].reshape(-1, 2)[:, 0]
+        columns = (sums[:, 0], sums[:, 1], references[:, 0], references[:, 1], lengths[:, 0], lengths[:, 1])
+        pairs = PairLogProbs(*columns, lengths[:, 0] > 0)
+        return confidence_loss(pairs, (0.9, 0.7, 0.4), annotator, **options)
+
+    def extra(random, batch):
+        del random, batch
+        return {"annotator": [row // 2 % 4 for row in range(rows)]}
+
+    return token_case(seed, rows, dtype, scorer, loss, extra=extra, per_row=("annotator",))
+
+
 def cases(token_case):
     pairs = {name: {"loss": name} for name in PREFERENCE_LOSSES}
     pairs |= {name: row.loss for name, row in METHODS.items() if row.pieces[0].endswith(":preference_loss")}
     pairs["cpo with another likelihood"] = {"loss": "cpo", "likelihood": "sequence-mean"}
     pairs["dpo of an alpha divergence"] = {"loss": "dpo", "divergence": "alpha"}
     labels = {name: {"loss": name} for name in ("kto", "bco", "apo_zero_unpaired")}
-    labels["bco, balanced"] = {"loss": "bco", "reduction": "class-balanced"}
+    labels["bco"] = {"loss": "bco", "reduction": "class-balanced", "reward_shift": 0.1}
+    doubted = {"lcpo": METHODS["lcpo"].loss}
     return {
         **{name: functools.partial(pair_case, token_case, options) for name, options in pairs.items()},
         **{name: functools.partial(label_case, token_case, options) for name, options in labels.items()},
+        **{name: functools.partial(confidence_case, token_case, options) for name, options in doubted.items()},
     }

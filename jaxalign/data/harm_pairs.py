@@ -18,7 +18,7 @@ _FOLDER = ("datasets", "scorer_evals", "harm")
 
 
 class HarmPairs:
-    """A source of {'prompt', 'chosen', 'rejected', 'chosen_score', 'rejected_score', 'category', 'id'}.
+    """A source of {'prompt', 'chosen', 'rejected', 'chosen_score', 'rejected_score', 'category', 'annotator', 'id'}.
 
     Scores are minus the harm, so that more is better. All pairs of one request fall on the same side of the split,
     which follows from a hash of (seed, request); `per_prompt` limits how many pairs one request gives (the first ones
@@ -30,6 +30,9 @@ class HarmPairs:
       seed: of the split and the order.
       per_prompt: at most so many pairs of one request; 0 takes all.
       least_difference: of the two scores, in (0, 1].
+      by_annotator: pairs of each annotator's own scores, who is named "file/column"; the same answers may then make
+        several pairs, and contradicting ones. (That a column of a file is one person is what its form suggests; the
+        package does not say so.) Without it scores are means over annotators, and the annotator is "".
       folder: of the CSV files; by default that of the installed package.
 
     Raises UserError: no such package, split or share, nothing left.
@@ -42,6 +45,7 @@ class HarmPairs:
         seed: int = 0,
         per_prompt: int = 0,
         least_difference: float = 0.0,
+        by_annotator: bool = False,
         folder: str | None = None,
     ):
         if split not in ("train", "held_out", "all"):
@@ -49,13 +53,15 @@ class HarmPairs:
         if not 0 <= held_out < 1 or per_prompt < 0:
             raise UserError(f"harm_pairs held_out={held_out} must be in [0, 1) and per_prompt={per_prompt} at least 0")
         self.split = split
-        answers = _answers(_installed() if folder is None else pathlib.Path(folder))
+        answers = _answers(_installed() if folder is None else pathlib.Path(folder), by_annotator)
         rows = []
-        for prompt, found in answers.items():
+        for (annotator, prompt), found in answers.items():
             side = "held_out" if _share(seed, prompt) < held_out else "train"
             if split in (side, "all"):
-                rows += _pairs_of(prompt, found, seed, per_prompt, least_difference)
-        rows.sort(key=lambda row: _hash(seed, row["prompt"] + "\0" + row["chosen"] + "\0" + row["rejected"]))
+                pairs = _pairs_of(prompt, found, seed, per_prompt, least_difference)
+                rows += [row | {"annotator": annotator} for row in pairs]
+        shown = ("prompt", "chosen", "rejected", *(("annotator",) if by_annotator else ()))
+        rows.sort(key=lambda row: _hash(seed, "\0".join(row[name] for name in shown)))
         if not rows:
             raise UserError(f"harm_pairs has no pair in split {split!r} with least_difference={least_difference}")
         self._rows = [row | {"id": index} for index, row in enumerate(rows)]
@@ -84,9 +90,9 @@ def _installed() -> pathlib.Path:
     )
 
 
-def _answers(folder: pathlib.Path) -> dict[str, dict[str, tuple[float, str]]]:
-    """request -> answer -> (mean human score of harm, category)."""
-    scores: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+def _answers(folder: pathlib.Path, by_annotator: bool) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
+    """(annotator or "", request) -> answer -> (mean human score of harm, category)."""
+    scores: dict[tuple[str, str], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     category = {}
     for path in sorted(folder.glob("*.csv")):
         if path.name.startswith("mini_"):  # rows of another file again
@@ -98,16 +104,19 @@ def _answers(folder: pathlib.Path) -> dict[str, dict[str, tuple[float, str]]]:
             for row in csv.DictReader(file):
                 prompt, answer = (row.get("objective") or "").strip(), (row.get("assistant_response") or "").strip()
                 found = [
-                    float(value) for name, value in row.items() if (name or "").startswith("human_score") and value
+                    (f"{path.stem}/{name}" if by_annotator else "", float(value))
+                    for name, value in row.items()
+                    if (name or "").startswith("human_score") and value
                 ]
                 if prompt and answer and found and (row.get("data_type") or "text") == "text":
-                    scores[prompt][answer] += found
+                    for annotator, score in found:
+                        scores[annotator, prompt][answer].append(score)
                     category.setdefault(prompt, (row.get("harm_category") or "").lower())
     if not scores:
         raise UserError(f"{folder} has no CSV files with the columns objective, assistant_response and human_score")
     return {
-        prompt: {answer: (sum(found) / len(found), category[prompt]) for answer, found in answers.items()}
-        for prompt, answers in scores.items()
+        (annotator, prompt): {answer: (sum(found) / len(found), category[prompt]) for answer, found in answers.items()}
+        for (annotator, prompt), answers in scores.items()
     }
 
 

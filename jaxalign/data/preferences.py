@@ -32,6 +32,8 @@ class Preference(NamedTuple):
     prompt: Any = None  # the three as they were given, for people
     chosen: Any = None
     rejected: Any = None
+    annotator: str = ""  # who judged, where the source says
+    weight: float = 1.0  # of a labelled row, beside the loss's own
 
 
 class _Bad(ValueError):
@@ -50,8 +52,8 @@ class Preferences:
       encode_prompt: text or messages -> ids.
       encode_completion: text -> ids, end token included.
       fields: the config group with `prompt_field`, `chosen_field`, `rejected_field`, `completion_field`, `label_field`,
-        `chosen_score_field`, `rejected_score_field`, `max_prompt_tokens`, `max_completion_tokens` and `bad`: "error",
-        or "skip" for leaving bad rows out.
+        `chosen_score_field`, `rejected_score_field`, `annotator_field`, `max_prompt_tokens`, `max_completion_tokens`
+        and `bad`: "error", or "skip" for leaving bad rows out.
       labelled: rows with labels. A pair in the source then becomes two of them; and every row gets, as its second
         completion, that of the nearest earlier row with another prompt (around the end), which KTO's estimate of the KL
         reads.
@@ -100,6 +102,11 @@ class Preferences:
     def __getitem__(self, index: int) -> Preference:
         return self.rows[index]
 
+    @property
+    def annotators(self) -> tuple[str, ...]:
+        """The names of those who judged, in order; ("",) where the source names none."""
+        return tuple(sorted({row.annotator for row in self.rows}))
+
     def describe_left_out(self) -> str:
         """ "3 left out (2 no preference, 1 long prompt)", or nothing."""
         parts = ", ".join(f"{count} {kind}" for kind, count in self.left_out.most_common())
@@ -128,7 +135,7 @@ class Preferences:
                 "no scores",
                 f"has no numbers under {f.chosen_score_field!r} and {f.rejected_score_field!r}, which this loss needs",
             )
-        return Preference(prompt, (chosen, rejected), True, difference, *shown)
+        return Preference(prompt, (chosen, rejected), True, difference, *shown, annotator=self._annotator(row))
 
     def _labelled(self, row: Mapping[str, Any]) -> list[Preference]:
         f = self._fields
@@ -145,7 +152,11 @@ class Preferences:
         prompt = _prompt(row, f.prompt_field, prefix)
         ids, completion = self._encode_prompt(prompt), self._encode_completion(text)
         self._check_lengths(ids, completion)
-        return [Preference(ids, (completion, []), label, None, prompt, text)]
+        return [Preference(ids, (completion, []), label, None, prompt, text, annotator=self._annotator(row))]
+
+    def _annotator(self, row: Mapping[str, Any]) -> str:
+        value = row.get(self._fields.annotator_field)
+        return "" if value is None else str(value)
 
     def _check_lengths(self, prompt: list[int], *completions: list[int]) -> None:
         limit = self._fields.max_prompt_tokens

@@ -61,15 +61,16 @@ def unpaired_loss(
       beta: > 0, per nat.
       desirable_weight, undesirable_weight: factors of the two classes. KTO wants their ratio times n_desirable /
         n_undesirable to lie in [1, 4/3].
-      reward_shift: delta of bco; a constant, which the caller may track from batch to batch.
+      reward_shift: delta of bco; a constant, which `controllers.reward_shift` follows from batch to batch.
       reduction: "mean" over all rows; "class-balanced": mean over desirable plus mean over undesirable rows (BCO's
         paper), where a class without rows adds 0.
       weights: [B], constants that multiply the loss of each row without entering the weight it is divided by (BCO's
-        density ratios).
+        density ratios, `rewards.density_ratio`; desirable rows have 1).
 
     Returns:
-      An Objective with the means reward_desirable, reward_undesirable (over rows of the class), log_prob, and kl (z0)
-      for kto. `accuracy` is the share of rows on the right side: r > shift (or beta z0) for desirable ones.
+      An Objective with the means reward_desirable, reward_undesirable (over rows of the class), log_prob, kl (z0) for
+      kto, and reward_shift for bco. `accuracy` is the share of rows on the right side: r > shift (or beta z0) for
+      desirable ones.
 
     Raises:
       ValueError: unknown names, beta or a factor out of range, kto without mismatched completions.
@@ -108,6 +109,7 @@ def unpaired_loss(
         anchor = beta * z0
     elif loss == "bco":
         anchor = jax.lax.stop_gradient(jnp.asarray(reward_shift, dtype))
+        metrics["reward_shift"] = (anchor * mask.sum(), mask.sum())
     z = beta * ratio - anchor
     up, down = (softplus(-z), softplus(z)) if loss == "bco" else (sigmoid(-z), sigmoid(z))
 

@@ -18,6 +18,8 @@ class CoupledLoss(NamedTuple):
 
     outputs: (params, batch, key, extra) -> tree of arrays with the rows in front, each row from its own row alone.
     objective: (outputs, batch, key, extra) -> Objective of all rows.
+    update: (outputs, batch, extra) -> the entries of `TrainState.extra` that a step changes, from the outputs of all
+      rows before the step; for a controller that follows what the loss sees. Once per step.
 
     In micro-batches it is taken in two passes: the outputs of all micro-batches without gradient, the objective and
     its gradient by the outputs once for the whole batch, then micro-batch by micro-batch the outputs again with that
@@ -27,6 +29,7 @@ class CoupledLoss(NamedTuple):
 
     outputs: Callable[[Any, Any, jax.Array, Any], Any]
     objective: Callable[[Any, Any, jax.Array, Any], Objective]
+    update: Callable[[Any, Any, Any], dict[str, Any]] | None = None
 
     def __call__(self, params, batch, key, extra) -> Objective:
         return self.objective(self.outputs(params, batch, key, extra), batch, key, extra)
@@ -51,11 +54,25 @@ def sums(loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches
     keeps its own rows, and nothing moves. Micro-batch m is given the key fold_in(key, m); the objective of a
     `CoupledLoss` is given fold_in(key, 0).
     """
+    return sums_and_extra(loss_fn, params, batch, key, extra, micro_batches)[:2]
+
+
+def sums_and_extra(
+    loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches: int = 1
+) -> tuple[Objective, Any, dict[str, Any]]:
+    """`sums`, and what the `update` of a `CoupledLoss` changes in `extra` ({} without one)."""
+    if isinstance(loss_fn, CoupledLoss) and (micro_batches > 1 or loss_fn.update is not None):
+        in_passes = _in_two_passes if micro_batches > 1 else _in_one_pass
+        objective, gradients, outputs = in_passes(loss_fn, params, batch, key, extra, micro_batches)
+        changed = {} if loss_fn.update is None else jax.lax.stop_gradient(loss_fn.update(outputs, batch, extra))
+        return objective, gradients, changed
+    return *_add_up(loss_fn, params, batch, key, extra, micro_batches), {}
+
+
+def _add_up(loss_fn: LossFn, params, batch, key, extra, micro_batches: int) -> tuple[Objective, Any]:
     if micro_batches == 1:
         return _value_and_gradient(lambda p: loss_fn(p, batch, jax.random.fold_in(key, 0), extra), params)
     stacked = jax.tree.map(lambda leaf: _split(leaf, micro_batches), batch)
-    if isinstance(loss_fn, CoupledLoss):
-        return _in_two_passes(loss_fn, params, batch, stacked, key, extra, micro_batches)
 
     def part(rows, index):
         return _value_and_gradient(lambda p: loss_fn(p, rows, jax.random.fold_in(key, index), extra), params)
@@ -70,7 +87,18 @@ def sums(loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches
     return jax.lax.scan(body, zeros, (stacked, jnp.arange(micro_batches)))[0]
 
 
-def _in_two_passes(loss_fn: CoupledLoss, params, batch, stacked, key, extra, micro_batches: int):
+def _in_one_pass(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
+    """(objective, gradient, outputs)"""
+    del micro_batches
+    key = jax.random.fold_in(key, 0)
+    outputs, backward = jax.vjp(lambda p: loss_fn.outputs(p, batch, key, extra), params)
+    objective, cotangents = _value_and_gradient(lambda given: loss_fn.objective(given, batch, key, extra), outputs)
+    return objective, backward(cotangents)[0], outputs
+
+
+def _in_two_passes(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
+    """(objective, gradient, outputs)"""
+    stacked = jax.tree.map(lambda leaf: _split(leaf, micro_batches), batch)
     indices = jnp.arange(micro_batches)
 
     def outputs(params, rows, index):
@@ -88,7 +116,7 @@ def _in_two_passes(loss_fn: CoupledLoss, params, batch, stacked, key, extra, mic
         return _add(gradients, backward(cotangent)[0]), None
 
     parts = jax.tree.map(lambda leaf: _split(leaf, micro_batches), cotangents)
-    return objective, jax.lax.scan(body, _zeros_like(params), (stacked, indices, parts))[0]
+    return objective, jax.lax.scan(body, _zeros_like(params), (stacked, indices, parts))[0], whole
 
 
 def _value_and_gradient(function: Callable[[Any], Objective], at) -> tuple[Objective, Any]:

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from jaxalign.errors import UserError
 from jaxalign.objective import metric_means, safe_divide
 from jaxalign.placement import under_mesh
-from jaxalign.training.accumulation import Attach, CoupledLoss, LossFn, attached, sums
+from jaxalign.training.accumulation import Attach, CoupledLoss, LossFn, attached, sums_and_extra
 from jaxalign.training.mesh import batch_sharding, batch_shards, replicated
 from jaxalign.training.state import TrainState
 
@@ -48,7 +48,7 @@ def _train_step(
     if attach is not None:
         loss_fn = attached(loss_fn, attach, frozen)
     key = jax.random.fold_in(state.key, state.step)
-    objective, gradients = sums(loss_fn, state.params, batch, key, state.extra, micro_batches)
+    objective, gradients, changed = sums_and_extra(loss_fn, state.params, batch, key, state.extra, micro_batches)
     if params_shardings is not None:  # summed over devices straight into the pieces each device owns
         gradients = jax.lax.with_sharding_constraint(gradients, params_shardings)
 
@@ -73,11 +73,14 @@ def _train_step(
         return params, opt_state
 
     params, opt_state = jax.lax.cond(finite, update, skip, state.params, state.opt_state, gradients)
+    before = {name: state.extra[name] for name in changed}
+    changed = jax.tree.map(lambda new, old: jnp.where(finite, new, old), changed, before)
     bad = (~finite).astype(jnp.int32)
     state = state.replace(
         step=state.step + 1,
         params=params,
         opt_state=opt_state,
+        extra={**state.extra, **changed},
         skipped=state.skipped + bad,
         skipped_in_a_row=(state.skipped_in_a_row + bad) * bad,
     )
@@ -111,7 +114,9 @@ def make_train_step(
     weight of the whole batch, so the result is that of one batch; it holds a second set of gradients.
     A loss whose rows interact is given as a `CoupledLoss`, and is exact in micro-batches too.
 
-    If the loss or the norm of the gradient is not finite, parameters and optimizer state stay as they
+    The `update` of a `CoupledLoss` changes entries of the state's `extra`, once per step.
+
+    If the loss or the norm of the gradient is not finite, parameters, optimizer state and `extra` stay as they
     are, bit for bit, and the step is counted in `skipped` and `skipped_in_a_row`; `step` goes on. A
     batch of weight 0 has loss 0 and gradient 0; that update is applied (momentum and decay act).
 

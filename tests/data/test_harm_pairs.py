@@ -39,6 +39,17 @@ def test_the_less_harmful_answer_is_chosen(folder):
     assert {row["chosen"] for row in found if row["prompt"] == "request 3"} == {"answer 3 0", "answer 3 1"}
 
 
+def test_each_annotator_has_pairs_of_its_own(folder, tmp_path):
+    """The second one sees no difference where the mean does; means are of nobody."""
+    found = rows(split="all", folder=folder, by_annotator=True)
+    assert {row["annotator"] for row in found} == {"one/human_score_1", "two/human_score_1", "two/human_score_2"}
+    two = {
+        row["annotator"][-1]: row["rejected_score"] - row["chosen_score"] for row in found if "two" in row["annotator"]
+    }
+    assert two == {"1": -1.0, "2": -0.5}
+    assert {row["annotator"] for row in rows(split="all", folder=folder)} == {""}
+
+
 def test_requests_do_not_cross_the_split(folder):
     sides = [{row["prompt"] for row in rows(split=split, folder=folder)} for split in ("train", "held_out")]
     assert not sides[0] & sides[1]

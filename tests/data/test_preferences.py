@@ -21,6 +21,7 @@ FIELDS = {
     "label_field": "label",
     "chosen_score_field": "chosen_score",
     "rejected_score_field": "rejected_score",
+    "annotator_field": "annotator",
     "max_prompt_tokens": 40,
     "max_completion_tokens": 12,
     "bad": "error",

@@ -172,6 +172,16 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.evaluation.max_pairs=12",
         ),
     ),
+    "bco": (  # a loss that follows what it sees, and weights from the reference
+        "configs/bco.py:tiny,udm",
+        (
+            "--config.train.steps=4",
+            "--config.preference.pairs_per_step=8",
+            "--config.warm_start.steps=8",
+            "--config.data.held_out=",
+            "--config.evaluation.max_pairs=12",
+        ),
+    ),
 }
 # The kinds of training once more with an adapter over weights that stay.
 ADAPTER = ("--config.adapter.kind=lora", "--config.adapter.rank=4", "--config.optimizer.learning_rate=1e-2")

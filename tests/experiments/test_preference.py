@@ -8,16 +8,18 @@ import jax
 import numpy as np
 import pytest
 
-from configs import dpo_smollm
+from configs import bco, dpo_smollm, lcpo
 from experiments.own_samples import sample_pairs
-from experiments.pairs import Collate, Measure, Sums, make_loss, make_score
+from experiments.pairs import TRACKED, Collate, Measure, Sums, make_loss, make_score
 from experiments.preference import HeldOutPairs, check_start
+from experiments.prompt_distributions import weigh_by_prompts
 from experiments.setup import build_model
 from jaxalign.data.preferences import Preference
 from jaxalign.errors import UserError
 from jaxalign.models.scoring import completion_log_probs
+from jaxalign.objective import metric_means
 from jaxalign.rewards.runner import RewardCounts, RewardResult
-from jaxalign.training.accumulation import sums
+from jaxalign.training.accumulation import sums, sums_and_extra
 from tests.experiments.test_bad_input import fails
 
 TINY = "configs/dpo_smollm.py:tiny"
@@ -123,6 +125,16 @@ CASES = {
     "parts": (["--config.train.micro_batches=3"], TINY, "pairs_per_step=16 does not divide"),
     "long prompts": (["--config.data.max_prompt_tokens=3"], TINY, "row 0 has a prompt of .* tokens, more than"),
     "scores": ([], "configs/dpo_smollm.py:tiny,odpo", "has no numbers under 'chosen_score'"),
+    "a shift of another loss": (
+        ["--config.preference.shift.enabled=True"],
+        TINY,
+        "config.preference.shift.enabled follows the rewards for the loss bco",
+    ),
+    "doubted labels of completions": (
+        ["--config.preference.confidence.enabled=True"],
+        "configs/dpo_smollm.py:tiny,kto",
+        "config.preference.confidence.enabled doubts pairs",
+    ),
     "two methods": ([], "configs/dpo_smollm.py:dpo,ipo", "exclude each other"),
 }
 
@@ -148,6 +160,57 @@ def test_rows_that_interact_are_exact_in_micro_batches(word, tiny):
     parts = sums(loss, params, batch, jax.random.key(0), {}, 2)
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("recipe", [bco, lcpo])
+def test_what_a_loss_follows_sees_the_whole_batch_once(recipe, tiny):
+    """In micro-batches too; the shift is that of the batch itself, reliabilities those from before it."""
+    config, model, params = tiny
+    config = recipe.get_config("tiny")
+    labelled = config.preference.labelled
+    rows = [*ROWS, ROWS[0]._replace(prompt_ids=[4, 4])]
+    rows = [row._replace(annotator="ab"[i // 2], weight=1.0 + i) for i, row in enumerate(rows)]
+    batch = Collate(rows, labelled=labelled, annotators=("a", "b"))(rows)
+    np.testing.assert_array_equal(batch.annotator, [0, 0, 1, 1])
+    np.testing.assert_array_equal(batch.weight, [1, 2, 3, 4])
+    assert Collate(rows, labelled=labelled)(rows, 5).annotator[0] == -1
+    batch = batch._replace(reference=-np.arange(8, dtype=np.float32).reshape(4, 2))
+    measure = Measure(config)
+    extra = {TRACKED: measure.start(2)}
+    loss = make_loss(model.decoder, config.preference, measure)
+    whole = sums_and_extra(loss, params, batch, jax.random.key(0), extra, 1)
+    parts = sums_and_extra(loss, params, batch, jax.random.key(0), extra, 2)
+    for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
+    state, means = whole[2][TRACKED], metric_means(whole[0].metrics)
+    if labelled:
+        scored = make_score(model.decoder, config.preference)(params, batch)
+        rewards = 0.1 * (scored.log_probs - batch.reference)[:, 0]
+        np.testing.assert_allclose(state.shift, (rewards[batch.side > 0].mean() + rewards[1]) / 2, rtol=1e-4)
+        np.testing.assert_allclose(means["reward_shift"], state.shift, rtol=1e-5)
+    else:
+        np.testing.assert_allclose(means["reliability"], 0.9, rtol=1e-6)
+        np.testing.assert_allclose(
+            0.9 + (np.asarray(state.reliability).mean() - 0.9) * 10, means["confidence"], rtol=1e-4
+        )
+
+
+def test_undesirable_rows_weigh_by_their_prompts(tiny):
+    """Prompts of the undesirable rows alone weigh less than those that both classes have; desirable rows keep 1."""
+    _, model, params = tiny
+    preference = bco.get_config("tiny,udm").preference
+    preference.pairs_per_step = 8
+    rows = [Preference([7 + i % 4] * 3, ([1], []), True) for i in range(8)]
+    rows += [Preference([7 + i % 4] * 3 if i < 4 else [40 + i] * 9, ([1], []), False) for i in range(12)]
+    talk = Talk()
+    weigh_by_prompts(rows, model, params, preference, talk)
+    weights = np.array([row.weight for row in rows])
+    np.testing.assert_array_equal(weights[:8], 1)
+    assert weights[8:12].min() > weights[12:].max() >= 0.5
+    assert "4 desirable and 12 undesirable" in talk.text
+    same = [row._replace(prompt_ids=[1], weight=1.0) for row in rows]
+    weigh_by_prompts(same, model, params, preference, talk)
+    assert "fewer than two prompts" in talk.text and all(row.weight == 1 for row in same)
 
 
 class Talk:

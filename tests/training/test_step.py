@@ -92,6 +92,37 @@ def test_rows_that_interact_are_exact_in_micro_batches(micro_batches):
     assert abs(float(naive[0].total) - float(whole[0].total)) > 0.1  # without the cut it is another loss
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_a_loss_follows_what_it_sees_once_per_step(micro_batches):
+    """From the outputs before the step, whole; not at all where the step is left out."""
+
+    def outputs(params, batch, key, extra):
+        return {"mean": (toy.predictions(params, batch["tokens"]) * batch["mask"]).sum(axis=1)}
+
+    def objective(outputs, batch, key, extra):
+        return Objective((outputs["mean"] ** 2).sum() * extra["seen"], batch["mask"].sum(), {})
+
+    def update(outputs, batch, extra):
+        return {"seen": extra["seen"] + jnp.abs(outputs["mean"]).sum()}
+
+    optimizer = toy.make_optimizer("sgd", learning_rate=0.5, b1=0.0)
+    step = make_train_step(CoupledLoss(outputs, objective, update), optimizer, micro_batches=micro_batches)
+    batch = toy.batch(rows=8)
+    extra = {"seen": jnp.ones(()), "other": jnp.zeros(())}
+    state = create_state(toy.params(), optimizer, jax.random.key(0), extra)
+    found = outputs(toy.params(), batch, None, None)["mean"]
+    plain, _ = make_train_step(lambda p, b, k, e: objective(outputs(p, b, k, e), b, k, e), optimizer)(
+        create_state(toy.params(), optimizer, jax.random.key(0), extra), batch
+    )
+    state, _ = step(state, batch)
+    close(state.params, plain.params, atol=1e-6)
+    close(state.extra, {"seen": 1 + jnp.abs(found).sum(), "other": jnp.zeros(())}, rtol=1e-6)
+    before = jax.device_get(state.extra)
+    state, metrics = step(state, batch | {"mask": np.full_like(batch["mask"], np.nan)})
+    assert metrics["skipped"] == 1
+    close(state.extra, before, rtol=0)
+
+
 def test_micro_batches_add_exact_sums():
     """With whole numbers the sums have no rounding, so that whole and split agree to the last bit."""
 
