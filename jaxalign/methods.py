@@ -209,6 +209,8 @@ _PREFERENCE_ROWS = (
             "jaxalign.rewards.density_ratio:density_ratio",
         ),
         config="configs/bco.py",
+        status="Seen on a log-linear policy, 5 seeds (docs/claims/bco.json): error term halved, gain +20 %, cosine "
+        "+0.14 by density ratios; not measured on a language model.",
     ),
     Method(
         name="lcpo",
@@ -222,7 +224,8 @@ _PREFERENCE_ROWS = (
         config="configs/lcpo.py",
         claim="Under annotators that err at unknown rates, the rates are found and preferences come nearer to the true "
         "ones than with the plain loss and with smoothed labels.",
-        status=_UNTRIED,
+        status="Seen on linear preferences, 5 seeds (docs/claims/lcpo.json): rates within 0.04, KL an eighth of DPO's, "
+        "less over IPO and SimPO too; accuracy +2.3 points, not in every seed; not measured on a language model.",
         loss={"mode": "gibbs"},
     ),
 )

@@ -5,9 +5,8 @@
 What is asked: with annotators right at 0.95, 0.75 and 0.55 the KL to the true preferences falls to a third of plain
 DPO's, accuracy rises by a point and reliabilities are within 0.06 (0.123 nearer than the start, 0.9, which is 0.183
 off); with one annotator at 0.8 the reliability is within 0.05 (0.05 nearer than the start), and label smoothing is not
-as good; over IPO and SimPO the KL falls too. With one annotator at 0.6
-the KL still falls, but the start is too far off to be corrected.
-Logarithms of the KL, so that a difference is a ratio.
+as good; over IPO and SimPO the KL falls too. With one annotator at 0.6 the KL still falls, but the start is too far off
+to be corrected. Logarithms of the KL, so that a difference is a ratio.
 """
 
 import math
