@@ -225,6 +225,6 @@ def make_loss(decoder, preference, measure: Measure) -> Callable:
 
     weighted = preference.density_ratio.enabled
     if measure.tracked:
-        return CoupledLoss(outputs, objective, update)
+        return CoupledLoss(outputs, objective, update=update)
     loss = CoupledLoss(outputs, objective)
     return loss if measure.batch_coupled else loss.__call__
