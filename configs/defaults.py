@@ -363,7 +363,7 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
 
 
 def contrastive(name: str, method: str = "clip", *, steps: int) -> ml_collections.ConfigDict:
-    """Training of encoders by a loss of embeddings, on pairs or on labelled examples (experiments/contrastive.py)."""
+    """Training of encoders by a loss of embeddings, on pairs, groups, views or labelled examples."""
     config = base(name, "contrastive", steps)
     del config.model, config.adapter  # of decoders
     row = get_method(method)
@@ -393,6 +393,7 @@ def contrastive(name: str, method: str = "clip", *, steps: int) -> ml_collection
     config.contrastive.batch_size = 256
     config.contrastive.classes_per_batch = 0  # labelled examples: so many classes in a batch; 0: as they come
     config.contrastive.dropout = False  # of the encoders, while training
+    config.contrastive.views = 3  # of each example, for losses of views (their dropout is on)
     config.contrastive.pool = "all"  # all | data | fsdp: axes of the mesh whose rows are each other's negatives
     loss = LOSSES_OF_EMBEDDINGS[config.contrastive.loss]
     preset = {key: value for key, value in row.loss.items() if key not in loss.given}

@@ -1,7 +1,8 @@
 """Metric learning on labelled pictures of digits: supervised contrastive (arXiv 2004.11362) and its relatives.
 
   python -m experiments.run --config=configs/metric_learning.py            supervised contrastive
-  python -m experiments.run --config=configs/metric_learning.py:triplet    or cosface, arcface
+  python -m experiments.run --config=configs/metric_learning.py:triplet    or cosface, arcface, multi_similarity,
+                                                                           unpg
   python -m experiments.run --config=configs/metric_learning.py:runlocal   a few small steps
 
 Labelled examples of your own: --config.data.source=examples.jsonl with the fields that config.data names.
@@ -11,7 +12,7 @@ Against the papers: small linear towers on 8 x 8 pictures drawn here, in batches
 
 from configs import defaults
 
-METHODS = ("supcon", "triplet", "cosface", "arcface")
+METHODS = ("supcon", "triplet", "cosface", "arcface", "multi_similarity", "unpg")
 WORDS = {**{name: f"the loss of {name}" for name in METHODS}, "runlocal": "a few small steps"}
 
 

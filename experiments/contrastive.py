@@ -1,4 +1,4 @@
-"""Representation training: encoders under any loss of embeddings, on pairs or on labelled examples.
+"""Representation training: encoders under any loss of embeddings, on pairs, groups, views or labelled examples.
 
 Every example of a batch is embedded by itself, and the loss looks at all of them together, over all devices and
 micro-batches. What a paper changes is the loss and its settings (`config.contrastive.loss`, `config.loss`; see
@@ -9,6 +9,7 @@ import time
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from experiments.embedding_losses import LOSSES, EmbeddingLoss
@@ -20,6 +21,8 @@ from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.data.sources import load_source
 from jaxalign.errors import UserError
 from jaxalign.evaluation.retrieval import retrieval_values, spearman
+from jaxalign.losses.alignment_uniformity import uniformity_loss
+from jaxalign.losses.similarity import unit
 from jaxalign.placement import BATCH_AXES, under_mesh
 from jaxalign.training.accumulation import CoupledLoss
 from jaxalign.training.coupled import check_pools, coupled_over_mesh
@@ -28,7 +31,7 @@ from jaxalign.training.mesh import gather, make_mesh, put_batch, spread
 from jaxalign.training.step import make_train_step
 
 POOLS = {"all": BATCH_AXES, "data": ("data",), "fsdp": ("fsdp",)}
-COLUMNS = ("valid", "ids", "labels")
+TWO_SIDED = ("pairs", "groups", "scored")
 CUTOFFS = (1, 5, 10)
 
 
@@ -39,6 +42,7 @@ class Examples(NamedTuple):
     ids: np.ndarray  # [N] equal for what is the same thing
     labels: np.ndarray | None  # [N]
     scores: np.ndarray | None = None  # [N] similarities given by people
+    mask: np.ndarray | None = None  # [N, m] of groups, which are filled up to one size
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -47,8 +51,11 @@ class Examples(NamedTuple):
 def read_examples(spec: str, data, form: str) -> Examples:
     """Raises UserError: a missing field, a label or an id that is no integer."""
     source = load_source(spec)
-    fields = {"first": data.first_field} | ({"second": data.second_field} if form != "labels" else {})
+    fields = {"first": data.first_field} | ({"second": data.second_field} if form in TWO_SIDED else {})
     values = {side: column(source, field) for side, field in fields.items()}
+    mask = None
+    if form == "groups":
+        values["second"], mask = _filled_groups(*values["second"])
 
     def integers(field: str) -> np.ndarray:
         found, places = column(source, field)
@@ -62,7 +69,27 @@ def read_examples(spec: str, data, form: str) -> Examples:
     scores = None
     if form == "scored":
         scores = np.asarray(column(source, data.score_field)[0], np.float64)
-    return Examples(values, ids, labels, scores)
+    return Examples(values, ids, labels, scores, mask)
+
+
+def _filled_groups(groups: list[Any], places: list[str]):
+    """Groups as one list, each filled up by its first member to the size of the largest; and which are real, [N, m]."""
+    for group, place in zip(groups, places, strict=True):
+        if isinstance(group, str) or not hasattr(group, "__len__") or not len(group):
+            raise UserError(f"{place}: its partners must be a list with at least one entry, not {str(group)[:40]!r}")
+    size = max(map(len, groups))
+    mask = np.arange(size) < np.array([len(group) for group in groups])[:, None]
+    members = [member for group in groups for member in [*group, *[group[0]] * (size - len(group))]]
+    return (members, [place for place in places for _ in range(size)]), mask
+
+
+def inputs_of(towers: Towers, examples: Examples) -> dict[str, dict[str, np.ndarray]]:
+    """What the encoders read, with the examples in front (and then the members of a group)."""
+    found = {side: towers[side].inputs(*values) for side, values in examples.values.items()}
+    if examples.mask is not None:
+        shape = examples.mask.shape
+        found["second"] = jax.tree.map(lambda x: x.reshape(*shape, *x.shape[1:]), found["second"])
+    return found
 
 
 def take(arrays: Any, rows) -> Any:
@@ -92,10 +119,10 @@ class Embedder:
 
 
 class HeldOut:
-    """Retrieval on held-out examples: partners among the others of a pair, or rows of the same class."""
+    """Retrieval on held-out examples: partners among those of all others, or rows of the same class."""
 
-    def __init__(self, examples: Examples, towers: Towers, embedder: Embedder, name: str):
-        self._examples, self._embed, self._name = examples, embedder, name
+    def __init__(self, examples: Examples, towers: Towers, embedder: Embedder):
+        self._examples, self._embed = examples, embedder
         self._inputs = {side: towers[side].inputs(*values) for side, values in examples.values.items()}
 
     def values(self, params) -> dict[str, np.ndarray]:
@@ -107,6 +134,11 @@ class HeldOut:
             found = retrieval_values(x["first"] @ x["first"].T, same, CUTOFFS, candidates=others)
             return {name: found[name] for name in ("accuracy@1", "precision@10", "map@r")}
         ids, scores = self._examples.ids, x["first"] @ x["second"].T
+        if self._examples.mask is not None:
+            owners = np.repeat(ids, self._examples.mask.shape[1])
+            real = np.broadcast_to(self._examples.mask.reshape(-1), scores.shape)
+            found = retrieval_values(scores, ids[:, None] == owners, CUTOFFS, candidates=real)
+            return {name: found[name] for name in ("accuracy@1", "recall@10", "mrr", "ndcg@10")}
         relevant = ids[:, None] == ids
         values = {}
         for direction, table in (("", scores), (", backwards", scores.T)):
@@ -119,14 +151,45 @@ class HeldOut:
         return {name: float(x.mean()) for name, x in self.values(params).items()}
 
     def record(self, session: Session, params, when: str) -> None:
-        if session.has(f"{self._name} {next(iter(self._first_name()))}", when):
+        if session.has("held-out mrr", when) or session.has("held-out map@r", when):
             return
         session.print(f"  retrieving {len(self._examples)} held-out examples {when} training ...")
         for name, values in self.values(params).items():
-            session.record(f"{self._name} {name}", when, values)
+            session.record(f"held-out {name}", when, values)
 
-    def _first_name(self) -> tuple[str, ...]:
-        return ("accuracy@1",) if self._examples.labels is not None else ("recall@1",)
+
+class HeldOutViews:
+    """How near two views of a held-out example are, and how evenly all are spread (arXiv 2005.10242)."""
+
+    def __init__(self, examples: Examples, towers: Towers, size: int):
+        self._inputs, self._size = towers["first"].inputs(*examples.values["first"]), size
+
+        def views(params, inputs, key):
+            return [unit(towers.embed(params, "first", inputs, one)) for one in jax.random.split(key)]
+
+        self._views = jax.jit(views)
+
+    def values(self, params) -> tuple[np.ndarray, float]:
+        """(squared distance of the views of each, uniformity of the first views)."""
+        key, found = jax.random.key(0), []
+        count = len(next(iter(self._inputs.values())))
+        for start in range(0, count, self._size):
+            rows = np.minimum(np.arange(start, start + self._size), count - 1)
+            parts = self._views(params, take(self._inputs, rows), jax.random.fold_in(key, start))
+            found.append([gather(part) for part in parts])
+        first, second = (np.concatenate([part[side] for part in found])[:count] for side in range(2))
+        uniformity = uniformity_loss(jnp.asarray(first))
+        return ((first - second) ** 2).sum(-1), float(uniformity.total / uniformity.weight)
+
+    def metrics(self, params) -> dict[str, float]:
+        distances, uniformity = self.values(params)
+        return {"alignment": float(distances.mean()), "uniformity": uniformity}
+
+    def record(self, session: Session, params, when: str) -> None:
+        if not session.has("held-out alignment, lower is better", when):
+            distances, uniformity = self.values(params)
+            session.record("held-out alignment, lower is better", when, distances, "")
+            session.record("held-out uniformity, lower is better", when, [uniformity], "nats")
 
 
 class ScoredPairs:
@@ -145,25 +208,32 @@ class ScoredPairs:
             session.record("rank correlation with given similarities", when, [self.metrics(params)["spearman"]], "")
 
 
-def make_loss(config, towers: Towers, chosen: EmbeddingLoss, sides: tuple[str, ...]) -> CoupledLoss:
-    """The loss of a batch {"inputs": {side: inputs}, "valid", "ids"[, "labels"]}, over the mesh and micro-batches."""
-    options = dict(config.loss)
+def make_loss(config, towers: Towers, chosen: EmbeddingLoss) -> CoupledLoss:
+    """The loss of a batch {"inputs": {side: inputs}, "valid", "ids"[, "labels", "mask"]}, over all devices."""
+    options, views = dict(config.loss), config.contrastive.views
 
     def outputs(params, batch, key, extra):
         del extra
-        keys = jax.random.split(key, len(sides)) if config.contrastive.dropout else [None] * len(sides)
-        rows = {
-            side: towers.embed(params, side, batch["inputs"][side], one) for side, one in zip(sides, keys, strict=True)
-        }
+        rows = {}
+        for number, (side, inputs) in enumerate(batch["inputs"].items()):
+            own_key = jax.random.fold_in(key, number)
+            if chosen.form == "views":
+                parts = [towers.embed(params, side, inputs, one) for one in jax.random.split(own_key, views)]
+                rows[side] = jnp.stack(parts, axis=1)
+                continue
+            shape = batch["mask"].shape if chosen.form == "groups" and side == "second" else batch["ids"].shape
+            flat = jax.tree.map(lambda x, shape=shape: x.reshape(-1, *x.shape[len(shape) :]), inputs)
+            x = towers.embed(params, side, flat, own_key if config.contrastive.dropout else None)
+            rows[side] = x.reshape(*shape, -1)
         return rows, params["loss"]
 
     def partial(rows, shared, axis_name):
         return chosen.call(rows, shared, options | {"axis_name": axis_name})
 
-    columns = tuple(name for name in COLUMNS if name != "labels" or chosen.form == "labels")
+    columns = ("valid", "ids", *{"labels": ("labels",), "groups": ("mask",)}.get(chosen.form, ()))
     mesh = towers.mesh if towers.mesh.size > 1 else None
     pools = POOLS[config.contrastive.pool]
-    return coupled_over_mesh(outputs, partial, mesh, columns=columns, pool_axes=pools)
+    return coupled_over_mesh(outputs, partial, mesh, columns=columns, keyed=True, pool_axes=pools)
 
 
 def check(config) -> EmbeddingLoss:
@@ -206,7 +276,6 @@ def run(config, workdir: str) -> None:
         mesh = make_mesh(**config.mesh)
         check_pools(config.contrastive.batch_size, mesh, pool_axes=POOLS[config.contrastive.pool])
         examples = read_examples(config.data.source, config.data, chosen.form)
-        sides = tuple(examples.values)
         classes = 0 if examples.labels is None else int(examples.labels.max()) + 1
         first_values = {side: values[0] for side, (values, _) in examples.values.items()}
         towers = Towers(config, first_values, lambda size: chosen.begin(size, classes), mesh)
@@ -214,10 +283,15 @@ def run(config, workdir: str) -> None:
             session.print(": ".join(line))  # the first lines: which encoders, and why these
         batches = make_batches(config, examples)
         embedder = Embedder(towers, config.evaluation.batch_size)
-        evaluations: list[HeldOut | ScoredPairs] = []
+        evaluations: list[HeldOut | HeldOutViews | ScoredPairs] = []
         if config.data.held_out:
             held_out = read_examples(config.data.held_out, config.data, chosen.form)
-            evaluations.append(HeldOut(held_out, towers, embedder, "held-out"))
+            views = chosen.form == "views"
+            evaluations.append(
+                HeldOutViews(held_out, towers, config.evaluation.batch_size)
+                if views
+                else HeldOut(held_out, towers, embedder)
+            )
         if config.data.similarities:
             scored = read_examples(config.data.similarities, config.data, "scored")
             evaluations.append(ScoredPairs(scored, towers, embedder))
@@ -233,11 +307,11 @@ def run(config, workdir: str) -> None:
             },
             mesh,
         )
-        inputs = {side: towers[side].inputs(*values) for side, values in examples.values.items()}
+        inputs = inputs_of(towers, examples)
         optimizer = build_optimizer(config)
         layout = layout_of(towers.abstract, towers.shardings, optimizer, mesh)
         train_step = make_train_step(
-            make_loss(config, towers, chosen, sides),
+            make_loss(config, towers, chosen),
             optimizer,
             mesh=mesh,
             shardings=layout.shardings,
@@ -258,6 +332,8 @@ def run(config, workdir: str) -> None:
             batch = {"inputs": take(inputs, rows), "valid": np.ones(len(rows), np.float32), "ids": examples.ids[rows]}
             if examples.labels is not None:
                 batch["labels"] = examples.labels[rows]
+            if examples.mask is not None:
+                batch["mask"] = examples.mask[rows].astype(np.float32)
             state, metrics = train_step(state, put_batch(batch, mesh))
             metrics = {name: float(value) for name, value in metrics.items()}
             metrics["rows_per_second"] = config.contrastive.batch_size / (time.perf_counter() - began)

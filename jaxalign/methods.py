@@ -690,13 +690,13 @@ _METRIC_ROWS = (
         name="multi_similarity",
         title="Multi-similarity loss: pairs mined and weighted by three similarities",
         paper="1904.06627",
-        experiment="studies/multi_similarity",
+        experiment="contrastive",
         pieces=(
             "jaxalign.losses.multi_similarity:multi_similarity_loss",
             "jaxalign.losses.pair_weighting:pair_weights",
             "jaxalign.losses.pair_weighting:mine",
         ),
-        config="configs/claims/multi_similarity.py",
+        config="configs/metric_learning.py:multi_similarity",
         claim="Unseen classes are retrieved better than with binomial deviance of the same scales.",
         status="Seen on synthetic classes (configs/claims/multi_similarity.py), 4 seeds: Recall@1 of unseen classes "
         "is 0.49, with binomial deviance 0.36, with all triplets 0.46; without mining it is 0.53. No images "
@@ -707,13 +707,13 @@ _METRIC_ROWS = (
         name="unpg",
         title="Unified negative pair generation: margin softmax with the batch's pairs as negatives",
         paper="2203.11593",
-        experiment="studies/unpg",
+        experiment="contrastive",
         pieces=(
             "jaxalign.losses.unpg:unpg_loss",
             "jaxalign.losses.unpg:whisker_mask",
             "jaxalign.losses.margin_softmax:margin_logits",
         ),
-        config="configs/claims/unpg.py",
+        config="configs/metric_learning.py:unpg",
         claim="Unseen identities are verified better than with ArcFace, and the filter of outliers is needed.",
         status="On 30 synthetic identities (configs/claims/unpg.py), 3 seeds: it needs its filter (0.150 of genuine "
         "pairs accepted, 0.094 without), but a gain over ArcFace (0.148) was not seen. No faces have been trained on.",
@@ -723,9 +723,9 @@ _METRIC_ROWS = (
         name="group_infonce",
         title="Group-InfoNCE: a query against groups, with all of its own group at one distance",
         paper="2505.12925",
-        experiment="studies/group_infonce",
+        experiment="contrastive",
         pieces=("jaxalign.losses.group_infonce:group_infonce_loss",),
-        config="configs/claims/group_infonce.py",
+        config="configs/group_infonce.py",
         claim="Documents of a rare kind are found more often than with each document as a positive of its own.",
         status="Seen on synthetic kinds of documents (configs/claims/group_infonce.py), 4 seeds: the rare kind's "
         "reciprocal rank is 1.7 times that without the penalty, but that with many positives is near, and NDCG@10 "
@@ -736,13 +736,13 @@ _METRIC_ROWS = (
         name="whitened_cse",
         title="WhitenedCSE: views whitened in shuffled groups of channels",
         paper="2305.17746",
-        experiment="studies/whitened_cse",
+        experiment="contrastive",
         pieces=(
             "jaxalign.losses.whitening:whitened_cse_loss",
             "jaxalign.losses.whitening:shuffled_group_whiten",
             "jaxalign.losses.contrastive:info_nce",
         ),
-        config="configs/claims/whitened_cse.py",
+        config="configs/whitened_cse.py",
         claim="Alignment and uniformity are both better than with InfoNCE, and than with groups that stay the same.",
         status="On synthetic features (configs/claims/whitened_cse.py), 3 seeds: alignment is better than with "
         "InfoNCE (0.058, 0.192), uniformity is not (-0.83, -1.03); shuffling improves both. No language data has "

@@ -34,6 +34,7 @@ KINDS = {
     "arithmetic_pairs": "jaxalign.data.arithmetic:ArithmeticPairs",
     "harm_pairs": "jaxalign.data.harm_pairs:HarmPairs",
     "view_pairs": "jaxalign.data.view_pairs:ViewPairs",
+    "view_groups": "jaxalign.data.view_pairs:ViewGroups",
     "number_words": "jaxalign.data.view_pairs:NumberWords",
     "drawn_digits": "jaxalign.data.digits:DrawnDigits",
     "digits": "jaxalign.data.digits:ScannedDigits",
@@ -53,6 +54,7 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "arithmetic_pairs?split=train"              the same with a right and a wrong answer
         "harm_pairs?split=train"                    human judgements of harm (`jaxalign.data.harm_pairs`)
         "view_pairs?split=train"                    pairs of vectors (`jaxalign.data.view_pairs`)
+        "view_groups?split=train"                   the same with several partners each
         "number_words?split=train"                  pairs of texts: numbers in digits and in words
         "drawn_digits?split=train&size=900"         pictures of digits (`jaxalign.data.digits`); "digits": scanned ones
         "reasoning_gym:chain_sum?size=500&seed=1"   a generator of reasoning-gym

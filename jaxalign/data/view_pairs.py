@@ -46,6 +46,42 @@ class ViewPairs:
         return {"first": self._pairs[0, index], "second": self._pairs[1, index], "id": self._first_id + index}
 
 
+class ViewGroups:
+    """A source of {'first': [64], 'second': [2 to 8 vectors of 64], 'id': int}: partners of three kinds, one rare.
+
+    A kind shows the 24 shared numbers through a matrix of its own; 85, 10 and 5 % of partners are of the three kinds.
+
+    Args:
+        split: "train" (900 groups) or "held_out" (100).
+        seed: of the world.
+
+    Raises UserError: unknown split.
+    """
+
+    def __init__(self, split: str = "train", seed: int = 0):
+        if split not in _SPLITS:
+            raise UserError(f"view_groups split {split!r} is not known; choose {' or '.join(_SPLITS)}")
+        random = np.random.default_rng((seed, 1))
+        maps = random.normal(size=(4, SHARED + OWN, SEEN)) / (SHARED + OWN) ** 0.5
+        groups = []
+        for _ in range(1000):
+            signal = random.normal(size=SHARED)
+            kinds = random.choice(3, random.integers(2, 9), p=(0.85, 0.10, 0.05))
+            views = []
+            for number in (3, *kinds):
+                views.append(np.tanh(np.concatenate([signal, random.normal(size=OWN)]) @ maps[number]))
+            groups.append(np.asarray(views, np.float32))
+        self._first_id = 0 if split == "train" else 900
+        self._groups = groups[:900] if split == "train" else groups[900:]
+
+    def __len__(self) -> int:
+        return len(self._groups)
+
+    def __getitem__(self, index: int) -> dict:
+        group = self._groups[index]
+        return {"first": group[0], "second": list(group[1:]), "id": self._first_id + index}
+
+
 _ONES = [
     "zero",
     "one",

@@ -71,6 +71,7 @@ def coupled_over_mesh(
     mesh: Mesh | None,
     *,
     columns: tuple[str, ...] = (),
+    keyed: bool = False,
     rows_axes: Axes = BATCH_AXES,
     pool_axes: Axes | None = None,
 ) -> CoupledLoss:
@@ -81,6 +82,7 @@ def coupled_over_mesh(
         own row alone, and a tree of scalars or arrays of `params` that the loss learns (a log-scale).
       loss_fn: as in `over_mesh`; its `rows` are `outputs`' and the named columns of the batch.
       columns: names of arrays of the batch that the loss reads (valid, ids, labels).
+      keyed: the loss draws something: what is shared is a dict, and has the key of the step under "key".
       mesh, rows_axes, pool_axes: see `over_mesh`.
 
     What is shared goes along as a copy in each row, of which the loss is given the first: so its gradient too comes
@@ -94,9 +96,12 @@ def coupled_over_mesh(
         return rows, jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), shared)
 
     def objective(given, batch, key, extra):
-        del key, extra
+        del extra
         rows, shared = given
-        return sharded(rows | {name: batch[name] for name in columns}, jax.tree.map(lambda x: x[0], shared))
+        shared = jax.tree.map(lambda x: x[0], shared)
+        if keyed:
+            shared = {**shared, "key": key}
+        return sharded(rows | {name: batch[name] for name in columns}, shared)
 
     return CoupledLoss(row_by_row, objective)
 

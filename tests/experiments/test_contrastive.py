@@ -21,10 +21,15 @@ def load(spec, *overrides):
 
 @pytest.mark.parametrize(
     "spec",
-    ["configs/contrastive.py:siglip,runlocal", "configs/metric_learning.py:arcface,runlocal"],
+    [
+        "configs/contrastive.py:siglip,runlocal",
+        "configs/metric_learning.py:unpg,runlocal",
+        "configs/group_infonce.py:runlocal",
+        "configs/whitened_cse.py:runlocal",
+    ],
 )
 def test_a_stopped_run_equals_a_straight_one(spec, tmp_path):
-    """With the average of the parameters, micro-batches and (labels) batches by class."""
+    """On a mesh, with the average of the parameters, micro-batches, batches by class, groups, views by dropout."""
     config = load(spec, "--config.train.steps=4", "--config.train.ema_decay=0.5", "--config.train.micro_batches=2")
     config.mesh.data = 2
     config.mesh.fsdp = 4
@@ -111,3 +116,16 @@ def test_mistakes_are_named(mistake, tmp_path):
     with pytest.raises(UserError, match=message):
         contrastive.run(config, str(tmp_path))
     assert not list(tmp_path.glob("checkpoints/[0-9]*"))
+
+
+def test_groups_are_filled_up_to_one_size(tmp_path):
+    path = rows(tmp_path / "groups.jsonl", {"q": [1.0], "d": [[1.0], [2.0]]}, {"q": [0.0], "d": [[3.0]]})
+    data = load("configs/group_infonce.py").data
+    data.first_field, data.second_field = "q", "d"
+    found = contrastive.read_examples(path, data, "groups")
+    assert found.mask.tolist() == [[True, True], [True, False]]
+    assert found.values["second"][0] == [[1.0], [2.0], [3.0], [3.0]]
+    for wrong in ("text", []):
+        path = rows(tmp_path / "wrong.jsonl", {"q": [1.0], "d": [[1.0]]}, {"q": [1.0], "d": wrong})
+        with pytest.raises(UserError, match=r"wrong.jsonl:2: its partners must be a list with at least one"):
+            contrastive.read_examples(path, data, "groups")
