@@ -301,6 +301,17 @@ def sft(name: str, *, steps: int) -> ml_collections.ConfigDict:
     return config
 
 
+def diagnostics() -> ml_collections.ConfigDict:
+    """What is measured of the gradients of pairs while training (docs/methods/gradient_entanglement.md)."""
+    config = ml_collections.ConfigDict()
+    config.entanglement = False  # logs entanglement/..., and writes entanglement.html
+    config.every = 50  # steps between two reports; the last step has one too
+    config.pairs = 32  # of the training data, at most
+    config.heat_maps = 2  # pairs whose tokens are compared before the last step
+    config.heat_map_tokens = 24  # of each completion, at most
+    return config
+
+
 PREFERENCE_LOSSES = {function.__name__: function for function in (preference_loss, unpaired_loss, symbolic_loss)}
 
 
@@ -340,8 +351,14 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.preference.density_ratio.enabled = False  # undesirable rows weigh as their prompts are among the others
     config.preference.density_ratio.prompts = 1024  # of each class, that the classifier is fitted to
     config.preference.density_ratio.l2 = 1.0
+    # Which tokens a completion's log-prob sums: identity (all) | diff (those outside a longest common subsequence of
+    # the two completions)
+    config.preference.gate = "identity"
+    # loss (its gradient) | normalised: the gradients of chosen and of rejected log-probs get equal norms
+    config.preference.gradient = "loss"
 
     config.loss = options_of(loss, row.loss)
+    config.diagnostics = diagnostics()
 
     config.samples = ml_collections.ConfigDict()  # pairs of the first policy's own samples on questions
     config.samples.per_question = 0  # completions; 0: data.source holds pairs itself

@@ -15,9 +15,11 @@ from jaxalign.controllers.reward_shift import RewardShift
 from jaxalign.data.preferences import Preference, Preferences
 from jaxalign.decoding.sampler import bucket_length
 from jaxalign.errors import UserError
+from jaxalign.gradients.pair_normalisation import normalised_halves
 from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, preference_loss
 from jaxalign.losses.preference import is_batch_coupled as pairs_interact
 from jaxalign.losses.preference_confidence import confidence_loss, implied_margin
+from jaxalign.losses.preference_gates import common_token_gates
 from jaxalign.losses.preference_tokens import length_desensitised_weights, sequence_sums
 from jaxalign.losses.preference_unpaired import UnpairedLogProbs, UnpairedLoss, unpaired_loss
 from jaxalign.losses.preference_unpaired import is_batch_coupled as rows_interact
@@ -122,6 +124,9 @@ def make_score(decoder, preference) -> Callable[..., Sums]:
         weights = None
         if preference.length_desensitisation != 1:
             weights = length_desensitised_weights(batch.mask, preference.length_desensitisation)
+        if preference.gate == "diff":
+            gates = common_token_gates(batch.completions, batch.mask)
+            weights = gates if weights is None else weights * gates
         return Sums(*sequence_sums(scored.log_probs, batch.mask, weights))
 
     return score
@@ -205,7 +210,7 @@ class Measure:
 
 def make_loss(decoder, preference, measure: Measure) -> Callable:
     """loss_fn(params, PairBatch, key, extra) -> Objective; cut at the sums if the rows of a batch interact, or if the
-    loss follows what it sees."""
+    loss follows what it sees, or if the gradient is to come in two halves."""
     score = make_score(decoder, preference)
 
     def outputs(params, batch: PairBatch, key, extra) -> Sums:
@@ -224,7 +229,6 @@ def make_loss(decoder, preference, measure: Measure) -> Callable:
         return {TRACKED: measure.follow(extra[TRACKED], *arguments(sums, batch), batch.annotator)}
 
     weighted = preference.density_ratio.enabled
-    if measure.tracked:
-        return CoupledLoss(outputs, objective, update=update)
-    loss = CoupledLoss(outputs, objective)
-    return loss if measure.batch_coupled else loss.__call__
+    combine = normalised_halves if preference.gradient == "normalised" else None
+    loss = CoupledLoss(outputs, objective, update=update if measure.tracked else None, combine=combine)
+    return loss if measure.batch_coupled or measure.tracked or combine else loss.__call__

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
+from experiments.entanglement import EntanglementMonitor
 from experiments.own_samples import sample_pairs
 from experiments.pairs import TRACKED, Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
 from experiments.prompt_distributions import weigh_by_prompts
@@ -24,6 +25,7 @@ from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.data.preferences import Preference
 from jaxalign.errors import UserError
 from jaxalign.models.scoring import frozen_copy
+from jaxalign.training import report
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import all_processes, gather, spread
 
@@ -109,6 +111,20 @@ def check(config) -> None:
         raise UserError("config.preference.confidence.enabled doubts pairs under a loss of the preference table")
     if preference.labelled and preference.length_desensitisation != 1:
         raise UserError("config.preference.length_desensitisation compares the completions of a pair: labels have none")
+    if preference.gate not in ("identity", "diff"):
+        raise UserError(f"config.preference.gate={preference.gate!r} is not known; use identity or diff")
+    if preference.gradient not in ("loss", "normalised"):
+        raise UserError(f"config.preference.gradient={preference.gradient!r} is not known; use loss or normalised")
+    of_pairs = {
+        "config.preference.gate": preference.gate != "identity",
+        "config.preference.gradient": preference.gradient != "loss",
+        "config.diagnostics.entanglement": config.diagnostics.entanglement,
+    }
+    for name, used in of_pairs.items():
+        if used and preference.labelled:
+            raise UserError(f"{name} is about chosen and rejected completions, and this loss takes labelled ones")
+    if config.diagnostics.entanglement and min(config.diagnostics.every, config.diagnostics.pairs) < 1:
+        raise UserError("config.diagnostics.every and config.diagnostics.pairs must be at least 1")
 
 
 def check_start(policy: Sums, reference: Sums, measure: Measure, side) -> None:
@@ -197,6 +213,10 @@ def run(config, workdir: str) -> None:
         scorer = Scorer(model, collate, preference)
         pairs = HeldOutPairs(held_out_rows, scorer, measure, collate) if held_out_rows else None
 
+        monitor = None
+        if config.diagnostics.entanglement:
+            monitor = EntanglementMonitor(config, model, policy, measure, collate, train.rows)
+
         reference = None
         if session.latest is not None:  # before the state: two sets of weights never coexist
             policy.resume(start_params, session.checkpointer)
@@ -234,8 +254,10 @@ def run(config, workdir: str) -> None:
             on_device = spread(batch, model.mesh)
             if measure.needs_reference:
                 on_device = on_device._replace(reference=scorer.batch(frozen, on_device).log_probs)
+            # of the weights that this step starts from, which it will not leave behind
+            found = {} if monitor is None or not monitor.due(step) else monitor.metrics(state, frozen)
             state, metrics = train_step(state, on_device)
-            metrics = {name: float(value) for name, value in metrics.items()}
+            metrics = {name: float(value) for name, value in metrics.items()} | found
             metrics["completion_length"] = float(batch.mask.sum() / (2 * preference.pairs_per_step))
             tokens = float(batch.mask.sum() + batch.prompt_lengths.sum())
             metrics["tokens_per_second"] = tokens / (time.perf_counter() - began)
@@ -258,6 +280,10 @@ def run(config, workdir: str) -> None:
             for evaluation in (held_out, pairs):
                 if evaluation is not None:
                     evaluation.record(session, policy.evaluated(state), "after")
+            if monitor is not None:
+                maps = monitor.heat_maps(state.params)
+                if session.is_main:
+                    report.write_heat_maps(session.workdir, maps)
         if measure.tracked and not preference.labelled:
             found = zip(train.annotators, np.asarray(state.extra[TRACKED].reliability), strict=True)
             each = ", ".join(f"{name or 'everybody'} {value:.3f}" for name, value in found)

@@ -494,6 +494,38 @@ _ROWS = (
         status="Equality with the closed forms is tested; new formulas have not been measured on a language model.",
         loss={"formula": _DPO_FORMULA, "beta": 0.1},
     ),
+    Method(
+        name="dpo_normalised",
+        title="DPO whose chosen and rejected gradients have equal norms",
+        paper="2410.13828",
+        experiment="preference",
+        pieces=(
+            "jaxalign.losses.preference:preference_loss",
+            "jaxalign.gradients.pair_normalisation:normalised_halves",
+            "jaxalign.diagnostics.entanglement:entanglement",
+        ),
+        config="configs/entanglement.py:normalised",
+        claim="The chosen log-prob falls less than under DPO where completions share much.",
+        status="Seen on a transformer of two layers (docs/claims/entanglement.json, 3 seeds): the chosen log-prob "
+        "keeps 1.8 to 2.9 nats more than under DPO where much is shared, at a smaller margin; not on a language "
+        "model. The rule follows from the paper's conditions and is not given there.",
+        loss={"loss": "dpo", "beta": 0.1},
+    ),
+    Method(
+        name="dpo_gated",
+        title="DPO on the tokens that tell two completions apart",
+        paper="2410.13828",
+        experiment="preference",
+        pieces=(
+            "jaxalign.losses.preference:preference_loss",
+            "jaxalign.losses.preference_gates:common_token_gates",
+            "jaxalign.diagnostics.entanglement:entanglement",
+        ),
+        config="configs/entanglement.py:gated",
+        claim="The chosen log-prob falls less than under DPO where completions share much.",
+        status="Gates are tested; what they do to a language model has not been measured.",
+        loss={"loss": "dpo", "beta": 0.1},
+    ),
 )
 
 _ADAPTATION_ROWS = (

@@ -20,6 +20,8 @@ class CoupledLoss(NamedTuple):
     objective: (outputs, batch, key, extra) -> Objective of all rows.
     update: (outputs, batch, extra) -> the entries of `TrainState.extra` that a step changes, from the outputs of all
       rows before the step; for a controller that follows what the loss sees. Once per step.
+    combine: where the outputs are arrays [rows, 2] (both completions of pairs), (gradient through column 0, gradient
+      through column 1) -> what is taken in place of their sum, which is the loss's gradient.
 
     In micro-batches it is taken in two passes: the outputs of all micro-batches without gradient, the objective and
     its gradient by the outputs once for the whole batch, then micro-batch by micro-batch the outputs again with that
@@ -30,6 +32,7 @@ class CoupledLoss(NamedTuple):
     outputs: Callable[[Any, Any, jax.Array, Any], Any]
     objective: Callable[[Any, Any, jax.Array, Any], Objective]
     update: Callable[[Any, Any, Any], dict[str, Any]] | None = None
+    combine: Callable[[Any, Any], Any] | None = None
 
     def __call__(self, params, batch, key, extra) -> Objective:
         return self.objective(self.outputs(params, batch, key, extra), batch, key, extra)
@@ -61,6 +64,8 @@ def sums_and_extra(
     loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches: int = 1
 ) -> tuple[Objective, Any, dict[str, Any]]:
     """`sums`, and what the `update` of a `CoupledLoss` changes in `extra` ({} without one)."""
+    if isinstance(loss_fn, CoupledLoss) and loss_fn.combine is not None:
+        return _in_halves(loss_fn, params, batch, key, extra, micro_batches)
     if isinstance(loss_fn, CoupledLoss) and (micro_batches > 1 or loss_fn.update is not None):
         in_passes = _in_two_passes if micro_batches > 1 else _in_one_pass
         objective, gradients, outputs = in_passes(loss_fn, params, batch, key, extra, micro_batches)
@@ -85,6 +90,19 @@ def _add_up(loss_fn: LossFn, params, batch, key, extra, micro_batches: int) -> t
     shape = jax.eval_shape(lambda rows: part(rows, 0)[0], first)
     zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, jnp.float32), shape), _zeros_like(params)
     return jax.lax.scan(body, zeros, (stacked, jnp.arange(micro_batches)))[0]
+
+
+def _in_halves(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
+    """`sums_and_extra` with the gradients through both columns, from two copies of the parameters, combined."""
+
+    def outputs(both, *rest):
+        first, second = (loss_fn.outputs(one, *rest) for one in both)
+        return jax.tree.map(lambda a, b: jnp.stack([a[:, 0], b[:, 1]], axis=1), first, second)
+
+    assert loss_fn.combine is not None
+    paired = loss_fn._replace(outputs=outputs, combine=None)
+    objective, halves, changed = sums_and_extra(paired, (params, params), batch, key, extra, micro_batches)
+    return objective, loss_fn.combine(*halves), changed
 
 
 def _in_one_pass(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):

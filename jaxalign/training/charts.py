@@ -1,4 +1,4 @@
-"""Line charts and interval plots as inline SVG text, coloured by the page's style sheet."""
+"""Line charts, interval plots and heat maps as inline SVG text, coloured by the page's style sheet."""
 
 import math
 from collections.abc import Sequence
@@ -134,6 +134,31 @@ def _path(points: Sequence[tuple[float, float | None]]) -> str:
             commands.append(f"{'L' if pen_down else 'M'}{x:.1f} {y:.1f}")
         pen_down = y is not None
     return "".join(commands)
+
+
+def heat_map(values: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str], label: str) -> str:
+    """Cells of `values` in [-1, 1] (below 0 in the colour of bad, above in that of lines); each tells its number."""
+    cell, left, top = 24, 96, 84
+    width, height = left + cell * len(columns) + 8, top + cell * len(rows) + 8
+    parts = [
+        f'<svg class="heat" viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
+        f'aria-label="{escape(label)}">'
+    ]
+    for j, name in enumerate(columns):
+        x = left + cell * (j + 0.5) + 4
+        parts.append(f'<text class="tick" transform="translate({x:.1f} {top - 8}) rotate(-60)">{escape(name)}</text>')
+    for i, (name, line) in enumerate(zip(rows, values, strict=True)):
+        y = top + cell * i
+        parts.append(f'<text class="tick" x="{left - 8}" y="{y + 16}" text-anchor="end">{escape(name)}</text>')
+        for j, value in enumerate(line):
+            share = round(100 * min(abs(value), 1))
+            colour = "var(--bad)" if value < 0 else "var(--line)"
+            parts.append(
+                f'<rect x="{left + cell * j}" y="{y}" width="{cell - 1}" height="{cell - 1}" '
+                f'style="fill: color-mix(in oklab, {colour} {share}%, var(--code))">'
+                f"<title>{escape(name)} / {escape(columns[j])}: {value:+.2f}</title></rect>"
+            )
+    return "".join(parts) + "</svg>"
 
 
 def interval_plot(rows: Sequence[tuple[str, float, float, float]], low: float, high: float) -> str:

@@ -33,8 +33,21 @@ from jaxalign.training.writers import COMPLETIONS_FILE, METRICS_FILE, read_rows
 SUMMARY_FILE = "summary.json"
 SCORES_FILE = "scores.json"
 REPORT_FILE = "report.html"
+HEAT_MAPS_FILE = "heat_maps.json"
+ENTANGLEMENT_FILE = "entanglement.html"
 # Metrics shown first, in this order; the others follow in a fold.
-_FIRST = ("reward/mean", "loss", "kl", "entropy", "completion_length", "grad_norm")
+_FIRST = (
+    "reward/mean",
+    "loss",
+    "kl",
+    "entropy",
+    "completion_length",
+    "grad_norm",
+    "entanglement/cosine",
+    "entanglement/both_down",
+    "entanglement/log_prob_chosen",
+    "entanglement/log_prob_rejected",
+)
 _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -75,6 +88,35 @@ def read_scores(workdir: str | Path) -> dict[str, dict[str, list[float]]]:
     return json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
 
 
+def write_heat_maps(workdir: str | Path, maps: Sequence[Mapping[str, Any]]) -> None:
+    """Writes `heat_maps.json`, and `entanglement.html` with them and the curves `entanglement/...`.
+
+    maps: each with a "title", "rows" and "columns" (texts), and "values" in [-1, 1].
+    """
+    workdir = Path(workdir)
+    _write(workdir / HEAT_MAPS_FILE, json.dumps(list(maps)))
+    metrics = read_rows(workdir / METRICS_FILE)
+    names = dict.fromkeys(name for row in metrics for name in row if name.startswith("entanglement/"))
+    curves = f'<div class="charts">{"".join(_figure(name, metrics) for name in names)}</div>'
+    title = "Gradient entanglement"
+    _write(
+        workdir / ENTANGLEMENT_FILE, page(title, [f"<header><h1>{title}</h1></header>", curves, _heat_maps(workdir)])
+    )
+
+
+def _heat_maps(workdir: Path) -> str:
+    """What `write_heat_maps` wrote."""
+    path = workdir / HEAT_MAPS_FILE
+    maps = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    figures = "".join(
+        f'<figure class="card"><figcaption>{escape(m["title"])}</figcaption>'
+        f"{charts.heat_map(m['values'], m['rows'], m['columns'], m['title'])}</figure>"
+        for m in maps
+    )
+    head = "<h2>Cosines of token gradients: chosen (rows) and rejected (columns)</h2>"
+    return f'{head}<div class="charts">{figures}</div>' if maps else ""
+
+
 def _write(path: Path, text: str) -> None:
     """Whole or not at all."""
     temporary = path.with_name(path.name + ".partial")
@@ -112,6 +154,7 @@ def write_report(workdir: str | Path) -> Path:
         _tiles(metrics, summary),
         _evaluations(summary.get("evaluations", [])),
         _curves(metrics),
+        _heat_maps(workdir),
         _samples(completions),
         _commands(summary.get("commands", {})),
         _definitions("Run", summary.get("facts", {})),
