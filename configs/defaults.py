@@ -339,6 +339,10 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.preference.labelled = labelled  # single completions with labels; a pair of the source makes two of them
     config.preference.pairs_per_step = 8  # rows of a batch
     config.preference.share_prompt = True  # both completions behind one copy of their prompt (equal, and cheaper)
+    # live: the reference's weights are held and score every batch | cached: they score all rows once, before training;
+    # the log-probs are kept in the state and in a file that other runs on the same weights and rows find again
+    config.preference.reference = "live"
+    config.preference.reference_folder = ""  # of such files; "": reference/ in the workdir
     config.preference.length_desensitisation = 1.0  # LD-DPO's weight of tokens beyond the shorter completion; 1: off
     config.preference.offset_scale = 1.0  # of odpo: the offset is this times the difference of scores
     config.preference.shift = options_of(reward_shift.update, {}, without=("axis_name",))

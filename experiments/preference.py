@@ -1,13 +1,14 @@
 """Preference training of a decoder: pairs (chosen, rejected) or labelled completions, under any loss of the two tables.
 
 A step scores both completions of each pair with one forward pass, and the loss reads their summed log-probs. The
-reference is a frozen copy of the first weights. What a paper changes is a setting of the loss (`config.loss`, see
-`jaxalign.losses.preference` and `preference_unpaired`), never this file.
+reference is a frozen copy of the first weights, or its log-probs alone. What a paper changes is a setting of the loss
+(`config.loss`, see `jaxalign.losses.preference` and `preference_unpaired`), never this file.
 """
 
 import math
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -17,6 +18,7 @@ from experiments.own_samples import sample_pairs
 from experiments.pairs import TRACKED, Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
 from experiments.prompt_distributions import weigh_by_prompts
 from experiments.questions import HeldOut, Questions, make_rewards
+from experiments.reference_cache import reference_log_probs
 from experiments.session import Session
 from experiments.setup import build_model, build_optimizer, build_policy, fresh_state, state_layout
 from experiments.warm_start import first_weights
@@ -64,7 +66,11 @@ class HeldOutPairs:
 
     def set_reference(self, reference) -> None:
         """Scores the rows by the reference's weights, once."""
-        self._reference = self._scorer(reference, self._rows).log_probs
+        self.use_reference(self._scorer(reference, self._rows).log_probs)
+
+    def use_reference(self, log_probs) -> None:
+        """[N, 2] of the rows by the reference, known already."""
+        self._reference = log_probs
 
     def metrics(self, params, tracked=None) -> dict[str, float]:
         """`tracked` is the state of a loss that has one."""
@@ -123,6 +129,13 @@ def check(config) -> None:
     for name, used in of_pairs.items():
         if used and preference.labelled:
             raise UserError(f"{name} is about chosen and rejected completions, and this loss takes labelled ones")
+    if preference.reference not in ("live", "cached"):
+        raise UserError(f"config.preference.reference={preference.reference!r} is not known; use live or cached")
+    if preference.reference == "cached" and (config.diagnostics.entanglement or preference.density_ratio.enabled):
+        raise UserError(
+            "config.preference.reference='cached' lets the reference go after its log-probs are known, and "
+            "config.diagnostics.entanglement and config.preference.density_ratio read its weights; use live"
+        )
     if config.diagnostics.entanglement and min(config.diagnostics.every, config.diagnostics.pairs) < 1:
         raise UserError("config.diagnostics.every and config.diagnostics.pairs must be at least 1")
 
@@ -200,10 +213,17 @@ def run(config, workdir: str) -> None:
 
         # A policy that a warm start made is nowhere on disk, so its frozen copy is kept in the state. (The reference of
         # an adapter is its base, which is held anyway.)
-        reference_in_state = measure.needs_reference and config.warm_start.steps > 0 and policy.adapter is None
+        cached = measure.needs_reference and preference.reference == "cached"
+        reference_in_state = (
+            measure.needs_reference and config.warm_start.steps > 0 and policy.adapter is None and not cached
+        )
         copy = jax.eval_shape(lambda: frozen_copy(model.decoder, model.decoder.init(jax.random.key(0)), exact=True))
         tracked = {TRACKED: measure.start(len(train.annotators))} if measure.tracked else {}
-        layout = state_layout(policy, optimizer, tracked | ({"reference": copy} if reference_in_state else {}))
+        held = {"reference": copy} if reference_in_state else {}
+        if cached:
+            known = {"train": train.rows, "held_out": held_out_rows}
+            held = {"reference_log_probs": {name: np.zeros((len(rows), 2), np.float32) for name, rows in known.items()}}
+        layout = state_layout(policy, optimizer, tracked | held)
         loss_fn = make_loss(model.decoder, preference, measure)
         # Traced once for its complaints: an option that a loss refuses is told before any weights are read.
         shapes = collate.abstract(preference.pairs_per_step, with_reference=measure.needs_reference)
@@ -220,7 +240,7 @@ def run(config, workdir: str) -> None:
         reference = None
         if session.latest is not None:  # before the state: two sets of weights never coexist
             policy.resume(start_params, session.checkpointer)
-            if measure.needs_reference and not reference_in_state and policy.adapter is None:
+            if measure.needs_reference and not reference_in_state and not cached and policy.adapter is None:
                 reference = frozen_copy(model.decoder, model.read(), exact=True)
         restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
         if restored is not None:
@@ -236,14 +256,34 @@ def run(config, workdir: str) -> None:
                 check_start(scorer(weights, first), scorer(reference, first), measure, collate(first).side)
             if held_out is not None:
                 held_out.record(session, weights, "before")
+            if cached:
+                folder = Path(preference.reference_folder or session.workdir / "reference")
+                scoring = {name: preference[name] for name in ("share_prompt", "length_desensitisation", "gate")}
+                scoring["compute_dtype"] = config.model.compute_dtype
+                found = {
+                    name: reference_log_probs(
+                        folder, reference, rows, lambda r: scorer(reference, r).log_probs, scoring, session.print
+                    )
+                    for name, rows in known.items()
+                }
+                held = {"reference_log_probs": found}
+            elif reference_in_state:
+                held = {"reference": reference}
             if pairs is not None:
-                if measure.needs_reference:
+                if cached:
+                    pairs.use_reference(found["held_out"])
+                elif measure.needs_reference:
                     pairs.set_reference(reference)
                 pairs.record(session, weights, "before")
-            extra = tracked | ({"reference": reference} if reference_in_state else {})
-            state, start = fresh_state(config, params, optimizer, layout, extra), 0
+            state, start = fresh_state(config, params, optimizer, layout, tracked | held), 0
+        if cached:
+            known_log_probs = jax.tree.map(np.asarray, gather(state.extra["reference_log_probs"]))
+            reference = policy.base
         if restored is not None and pairs is not None and measure.needs_reference:
-            pairs.set_reference(reference)
+            if cached:
+                pairs.use_reference(known_log_probs["held_out"])
+            else:
+                pairs.set_reference(reference)
         if preference.density_ratio.enabled:
             weigh_by_prompts(train.rows, model, reference, preference, session)
 
@@ -251,8 +291,10 @@ def run(config, workdir: str) -> None:
             frozen = state.extra["reference"] if reference_in_state else reference
             began = time.perf_counter()
             batch = collate(batches[step])
+            if cached:
+                batch = batch._replace(reference=known_log_probs["train"][batches.indices(step)])
             on_device = spread(batch, model.mesh)
-            if measure.needs_reference:
+            if measure.needs_reference and not cached:
                 on_device = on_device._replace(reference=scorer.batch(frozen, on_device).log_probs)
             # of the weights that this step starts from, which it will not leave behind
             found = {} if monitor is None or not monitor.due(step) else monitor.metrics(state, frozen)

@@ -186,3 +186,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
 # The kinds of training once more with an adapter over weights that stay.
 ADAPTER = ("--config.adapter.kind=lora", "--config.adapter.rank=4", "--config.optimizer.learning_rate=1e-2")
 SMALL |= {f"{name}, lora": (SMALL[name][0], (*SMALL[name][1], *ADAPTER)) for name in ("rl", "sft", "preference")}
+SMALL["preference, lora"] = (
+    SMALL["preference, lora"][0],
+    (*SMALL["preference, lora"][1], "--config.preference.reference=cached"),
+)
