@@ -225,7 +225,7 @@ def make_loss(config, towers: Towers, chosen: EmbeddingLoss) -> CoupledLoss:
             flat = jax.tree.map(lambda x, shape=shape: x.reshape(-1, *x.shape[len(shape) :]), inputs)
             x = towers.embed(params, side, flat, own_key if config.contrastive.dropout else None)
             rows[side] = x.reshape(*shape, -1)
-        return rows, params["loss"]
+        return rows
 
     def partial(rows, shared, axis_name):
         return chosen.call(rows, shared, options | {"axis_name": axis_name})
@@ -233,7 +233,9 @@ def make_loss(config, towers: Towers, chosen: EmbeddingLoss) -> CoupledLoss:
     columns = ("valid", "ids", *{"labels": ("labels",), "groups": ("mask",)}.get(chosen.form, ()))
     mesh = towers.mesh if towers.mesh.size > 1 else None
     pools = POOLS[config.contrastive.pool]
-    return coupled_over_mesh(outputs, partial, mesh, columns=columns, keyed=True, pool_axes=pools)
+    return coupled_over_mesh(
+        outputs, partial, mesh, shared=lambda params: params["loss"], columns=columns, keyed=True, pool_axes=pools
+    )
 
 
 def check(config) -> EmbeddingLoss:

@@ -82,9 +82,10 @@ def run(setting: str, seed: int, steps: int = 400) -> dict[str, float]:
 
     def outputs(params, batch, key, extra):
         del key, extra
-        return {side: embed(params[side], batch[side]) for side in "ab"}, params["scalars"]
+        return {side: embed(params[side], batch[side]) for side in "ab"}
 
-    loss_fn = coupled_over_mesh(outputs, functools.partial(pooled_loss, setting=chosen), None)
+    function = functools.partial(pooled_loss, setting=chosen)
+    loss_fn = coupled_over_mesh(outputs, function, None, shared=lambda params: params["scalars"])
 
     def step(carry, key):
         params, state = carry

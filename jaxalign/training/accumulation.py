@@ -18,6 +18,8 @@ class CoupledLoss(NamedTuple):
 
     outputs: (params, batch, key, extra) -> tree of arrays with the rows in front, each row from its own row alone.
     objective: (outputs, batch, key, extra) -> Objective of all rows.
+    shared: params -> what the objective learns by itself (a temperature, class vectors); it is then given
+      (outputs, shared) in place of outputs.
     update: (outputs, batch, extra) -> the entries of `TrainState.extra` that a step changes, from the outputs of all
       rows before the step; for a controller that follows what the loss sees. Once per step.
     combine: where the outputs are arrays [rows, 2] (both completions of pairs), (gradient through column 0, gradient
@@ -32,10 +34,19 @@ class CoupledLoss(NamedTuple):
     outputs: Callable[[Any, Any, jax.Array, Any], Any]
     objective: Callable[[Any, Any, jax.Array, Any], Objective]
     update: Callable[[Any, Any, Any], dict[str, Any]] | None = None
+    shared: Callable[[Any], Any] | None = None
     combine: Callable[[Any, Any], Any] | None = None
 
     def __call__(self, params, batch, key, extra) -> Objective:
-        return self.objective(self.outputs(params, batch, key, extra), batch, key, extra)
+        return self.judge((self.outputs(params, batch, key, extra), self.learned(params)), batch, key, extra)
+
+    def learned(self, params) -> Any:
+        """What is shared, or nothing."""
+        return () if self.shared is None else self.shared(params)
+
+    def judge(self, given: tuple[Any, Any], batch, key, extra) -> Objective:
+        """The objective of (outputs, learned)."""
+        return self.objective(given[0] if self.shared is None else given, batch, key, extra)
 
 
 # attach(frozen, params) -> what a loss takes as its params
@@ -45,8 +56,11 @@ Attach = Callable[[Any, Any], Any]
 def attached(loss_fn: LossFn | CoupledLoss, attach: Attach, frozen) -> LossFn | CoupledLoss:
     """`loss_fn` as a function of `params` alone, over what is `frozen`."""
     if isinstance(loss_fn, CoupledLoss):
-        outputs = loss_fn.outputs
-        return loss_fn._replace(outputs=lambda params, *rest: outputs(attach(frozen, params), *rest))
+        outputs, shared = loss_fn.outputs, loss_fn.shared
+        return loss_fn._replace(
+            outputs=lambda params, *rest: outputs(attach(frozen, params), *rest),
+            shared=None if shared is None else lambda params: shared(attach(frozen, params)),
+        )
     return lambda params, *rest: loss_fn(attach(frozen, params), *rest)
 
 
@@ -109,9 +123,9 @@ def _in_one_pass(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches:
     """(objective, gradient, outputs)"""
     del micro_batches
     key = jax.random.fold_in(key, 0)
-    outputs, backward = jax.vjp(lambda p: loss_fn.outputs(p, batch, key, extra), params)
-    objective, cotangents = _value_and_gradient(lambda given: loss_fn.objective(given, batch, key, extra), outputs)
-    return objective, backward(cotangents)[0], outputs
+    given, backward = jax.vjp(lambda p: (loss_fn.outputs(p, batch, key, extra), loss_fn.learned(p)), params)
+    objective, cotangents = _value_and_gradient(lambda given: loss_fn.judge(given, batch, key, extra), given)
+    return objective, backward(cotangents)[0], given[0]
 
 
 def _in_two_passes(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
@@ -124,9 +138,11 @@ def _in_two_passes(loss_fn: CoupledLoss, params, batch, key, extra, micro_batche
 
     pieces = jax.lax.map(lambda inputs: outputs(params, *inputs), (stacked, indices))
     whole = jax.tree.map(_merge, pieces)
-    objective, cotangents = _value_and_gradient(
-        lambda given: loss_fn.objective(given, batch, jax.random.fold_in(key, 0), extra), whole
+    learned, backward_of_learned = jax.vjp(loss_fn.learned, params)
+    objective, (cotangents, of_learned) = _value_and_gradient(
+        lambda given: loss_fn.judge(given, batch, jax.random.fold_in(key, 0), extra), (whole, learned)
     )
+    gradients = _add(_zeros_like(params), backward_of_learned(of_learned)[0])
 
     def body(gradients, inputs):
         rows, index, cotangent = inputs
@@ -134,7 +150,7 @@ def _in_two_passes(loss_fn: CoupledLoss, params, batch, key, extra, micro_batche
         return _add(gradients, backward(cotangent)[0]), None
 
     parts = jax.tree.map(lambda leaf: _split(leaf, micro_batches), cotangents)
-    return objective, jax.lax.scan(body, _zeros_like(params), (stacked, indices, parts))[0], whole
+    return objective, jax.lax.scan(body, gradients, (stacked, indices, parts))[0], whole
 
 
 def _value_and_gradient(function: Callable[[Any], Objective], at) -> tuple[Objective, Any]:

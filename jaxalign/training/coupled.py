@@ -16,7 +16,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.errors import UserError
@@ -66,10 +65,11 @@ def over_mesh(
 
 
 def coupled_over_mesh(
-    outputs: Callable[[Any, Any, jax.Array, Any], tuple[Any, Any]],
+    outputs: Callable[[Any, Any, jax.Array, Any], Any],
     loss_fn: PartialLoss,
     mesh: Mesh | None,
     *,
+    shared: Callable[[Any], Any] = lambda params: {},
     columns: tuple[str, ...] = (),
     keyed: bool = False,
     rows_axes: Axes = BATCH_AXES,
@@ -78,32 +78,23 @@ def coupled_over_mesh(
     """The same as a loss that a train step can take in micro-batches, without changing its value or gradient.
 
     Args:
-      outputs: (params, batch, key, extra) -> (rows, shared): a dict of arrays with the rows in front, each row from its
-        own row alone, and a tree of scalars or arrays of `params` that the loss learns (a log-scale).
+      outputs: (params, batch, key, extra) -> a dict of arrays with the rows in front, each row from its own row alone.
       loss_fn: as in `over_mesh`; its `rows` are `outputs`' and the named columns of the batch.
+      shared: params -> a tree of what the loss learns by itself (a log-scale, class vectors).
       columns: names of arrays of the batch that the loss reads (valid, ids, labels).
       keyed: the loss draws something: what is shared is a dict, and has the key of the step under "key".
       mesh, rows_axes, pool_axes: see `over_mesh`.
-
-    What is shared goes along as a copy in each row, of which the loss is given the first: so its gradient too comes
-    back by the rows of the micro-batches.
     """
     sharded = over_mesh(loss_fn, mesh, rows_axes=rows_axes, pool_axes=pool_axes)
 
-    def row_by_row(params, batch, key, extra):
-        rows, shared = outputs(params, batch, key, extra)
-        count = jax.tree.leaves(rows)[0].shape[0]
-        return rows, jax.tree.map(lambda x: jnp.broadcast_to(x, (count, *jnp.shape(x))), shared)
-
     def objective(given, batch, key, extra):
         del extra
-        rows, shared = given
-        shared = jax.tree.map(lambda x: x[0], shared)
+        rows, learned = given
         if keyed:
-            shared = {**shared, "key": key}
-        return sharded(rows | {name: batch[name] for name in columns}, shared)
+            learned = {**learned, "key": key}
+        return sharded(rows | {name: batch[name] for name in columns}, learned)
 
-    return CoupledLoss(row_by_row, objective)
+    return CoupledLoss(outputs, objective, shared=shared)
 
 
 def check_pools(rows: int, mesh: Mesh, rows_axes: Axes = BATCH_AXES, pool_axes: Axes | None = None) -> None:
