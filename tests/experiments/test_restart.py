@@ -22,7 +22,8 @@ def without_times(rows):
     return [{name: value for name, value in row.items() if not name.endswith(TIMES)} for row in rows]
 
 
-@pytest.mark.parametrize("name", runs.SMALL)
+# An adapter is restored by the same code in every experiment; all three were seen to be exact, one is enough here.
+@pytest.mark.parametrize("name", [name for name in runs.SMALL if name not in ("rl, lora", "sft, lora")])
 def test_an_interrupted_run_equals_a_straight_one(name, tmp_path):
     spec, overrides = runs.SMALL[name]
     straight = runs.run(spec, tmp_path / "straight", *overrides)

@@ -10,7 +10,6 @@ MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2"
 CHANGES = {
     # How many groups can be left out depends on the mesh, and with it what the metrics of the loss are means over.
     "rl": ("--config.rl.batches_per_epoch=1", "--config.rl.epochs=1", "--config.rl.drop_silent_groups=False"),
-    "sft": (),
     "sft, lora": (),
     "preference": (),
 }
