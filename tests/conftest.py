@@ -10,6 +10,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # read when jax is imported
 
 import hypothesis
 import jax
+import pytest
 
 # A loaded machine is slow now and then, which is no failure.
 hypothesis.settings.register_profile("suite", deadline=None)
@@ -28,3 +29,19 @@ def pytest_configure(config):
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
     # Several workers share the folder, and a killed run may leave half an entry: it is compiled again.
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache:UserWarning")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_programs_do_not_pile_up():
+    """Thousands of tests compile thousands of programs, which live as long as the process."""
+    yield
+    if _resident_bytes() > 2e9:
+        jax.clear_caches()
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:
+        return 0
