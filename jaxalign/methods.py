@@ -321,7 +321,8 @@ _ROWS = (
         pieces=(_POLICY_LOSS, _GROUP),
         config="configs/grpo_qwen.py:dr_grpo",
         claim="Wrong answers do not grow longer when the reward does not depend on length; with GRPO they do.",
-        status="Seen on a table policy (tests/experiments/test_length_bias.py); not measured on a language model.",
+        status="Seen on a table policy (docs/claims/length_bias.json, 4 seeds): from 4.9 tokens GRPO makes wrong "
+        "answers 11.8 and right ones 1.0 long, Dr. GRPO leaves both at 4.9; not measured on a language model.",
         loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "aggregation": "seq-mean-token-scale"},
         advantages={"kind": "group", "scale": "none"},
     ),
