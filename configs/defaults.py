@@ -116,6 +116,8 @@ def train(steps: int) -> ml_collections.ConfigDict:
     config.micro_batches = 1  # split of the batch whose gradients are summed before the update
     config.save_every = 0  # steps between checkpoints; 0: at the end and when stopped
     config.keep = 2  # newest checkpoints kept
+    # Checkpoints are written behind the training, which costs a copy of the state; unset: on all backends but the CPU
+    config.save_behind = config_dict.placeholder(bool)
     config.evaluate_every = 0  # steps between evaluations; 0: before and after only
     # Of the moving average of what is trained, which is then what is evaluated (and exported by --average); 0: none
     config.ema_decay = 0.0

@@ -46,7 +46,12 @@ class Session(contextlib.AbstractContextManager):
         check_agreement("config", shared)
         self.workdir.mkdir(parents=True, exist_ok=True)
         self._cleanup = contextlib.ExitStack()
-        self.checkpointer = Checkpointer(self.workdir / "checkpoints", config=config, keep=config.train.keep)
+        self.checkpointer = Checkpointer(
+            self.workdir / "checkpoints",
+            config=config,
+            keep=config.train.keep,
+            asynchronous=config.train.save_behind,
+        )
         self._cleanup.callback(self.checkpointer.close)
         self.latest = max(self.checkpointer.steps(), default=None)
         self.checkpointer.check_config()

@@ -39,6 +39,7 @@ FREE_KEYS: tuple[str, ...] = (
     "train.steps",
     "train.save_every",
     "train.keep",
+    "train.save_behind",
     "train.evaluate_every",
     "train.micro_batches",
     "train.max_skipped_in_a_row",
