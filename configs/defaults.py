@@ -388,7 +388,7 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
 def contrastive(name: str, method: str = "clip", *, steps: int) -> ml_collections.ConfigDict:
     """Training of encoders by a loss of embeddings, on pairs, groups, views or labelled examples."""
     config = base(name, "contrastive", steps)
-    del config.model, config.adapter  # of decoders
+    del config.model  # of decoders
     row = get_method(method)
     config.data = ml_collections.ConfigDict()
     config.data.source = "view_pairs?split=train"

@@ -28,7 +28,6 @@ from jaxalign.training.accumulation import CoupledLoss
 from jaxalign.training.coupled import check_pools, coupled_over_mesh
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import gather, make_mesh, put_batch, spread
-from jaxalign.training.step import make_train_step
 
 POOLS = {"all": BATCH_AXES, "data": ("data",), "fsdp": ("fsdp",)}
 TWO_SIDED = ("pairs", "groups", "scored")
@@ -312,21 +311,18 @@ def run(config, workdir: str) -> None:
         inputs = inputs_of(towers, examples)
         optimizer = build_optimizer(config)
         layout = layout_of(towers.abstract, towers.shardings, optimizer, mesh)
-        train_step = make_train_step(
-            make_loss(config, towers, chosen),
-            optimizer,
-            mesh=mesh,
-            shardings=layout.shardings,
-            micro_batches=config.train.micro_batches,
-        )
+        loss_fn = make_loss(config, towers, chosen)
+        train_step = towers.train_step(loss_fn, optimizer, layout, micro_batches=config.train.micro_batches)
+        if session.latest is not None:
+            towers.resume(session.checkpointer)
         restored = session.restore(layout.abstract, BatchIterator(batches).set_state)
         if restored is not None:
             state, start = restored
         else:
-            params = towers.read()
+            weights = towers.read()
             for evaluation in evaluations:
-                evaluation.record(session, params, "before")
-            state, start = fresh_state(config, params, optimizer, layout), 0
+                evaluation.record(session, weights, "before")
+            state, start = fresh_state(config, towers.begin(weights, session.checkpointer), optimizer, layout), 0
 
         def advance(state, step: int) -> Advance:
             began = time.perf_counter()
@@ -343,7 +339,7 @@ def run(config, workdir: str) -> None:
 
         def evaluate(state, done: int) -> dict[str, float]:
             del done
-            params = evaluated_params(state)
+            params = towers.weights(evaluated_params(state))
             return {name: value for one in evaluations for name, value in one.metrics(params).items()}
 
         state, done = session.fit(
@@ -355,5 +351,5 @@ def run(config, workdir: str) -> None:
         )
         if not session.stopped:
             for evaluation in evaluations:
-                evaluation.record(session, evaluated_params(state), "after")
+                evaluation.record(session, towers.weights(evaluated_params(state)), "after")
         session.finish(done)

@@ -1,26 +1,33 @@
 """The encoders of a contrastive run, one for both sides of a pair or one each, and the examples as they read them."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.setup import BASE, Layout, adapter_config
 from jaxalign.data.sources import Source, where
 from jaxalign.errors import UserError
 from jaxalign.models.encoders import OpenEncoder, open_encoder
+from jaxalign.models.fingerprint import fingerprint
 from jaxalign.models.image_encoder import ImageEncoder
+from jaxalign.models.lora import abstract_adapter, attach, init_adapter
 from jaxalign.models.mlp_encoder import MlpEncoder
 from jaxalign.models.sentences import cut_tokens, token_rows
 from jaxalign.models.text_encoder import TextEncoder
+from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.sharding import (
     IMAGE_ENCODER_RULES,
     MLP_ENCODER_RULES,
     TEXT_ENCODER_RULES,
     Rule,
+    adapter_rules,
     shardings_for,
 )
+from jaxalign.training.step import make_train_step
 
 SIDES = ("first", "second")
 LENGTH_BUCKET = 8  # texts are padded to a multiple of so many tokens
@@ -94,9 +101,12 @@ def open_tower(options, example: Any) -> Tower:
 
 
 class Towers:
-    """Both sides. `params` is {"first": ..., "second": ... unless shared, "loss": what the loss learns}.
+    """Both sides. Weights are {"first": ..., "second": ... unless shared, "loss": what the loss learns}.
 
-    Attributes: abstract, shardings: of `params`.
+    `params` is what TrainState.params holds: the weights, or with `config.adapter` adapters in place of encoders. These
+    are then the `base`, and stay as they are.
+
+    Attributes: abstract, shardings: of `params`. base: None before `begin` or `resume`, and without an adapter.
     """
 
     def __init__(self, config, examples: dict[str, Any], learned: dict[str, Any], mesh: jax.sharding.Mesh):
@@ -114,15 +124,18 @@ class Towers:
         self.embedding_dim = widths["first"]
         self._learned = jax.eval_shape(lambda: learned(self.embedding_dim))
         self._begin_loss = learned
-        self.abstract = {name: self._of[name].encoder.abstract_params() for name in self.names}
-        self.abstract["loss"] = self._learned
-        rules = [
-            rule._replace(pattern=f"{name}/(?:{rule.pattern})")
-            for name in self.names
-            for rule in _RULES[type(self._of[name].encoder)]
-        ]
-        rules.append(Rule("loss/.*", jax.sharding.PartitionSpec(), optional=True))
-        self.shardings = shardings_for(self.abstract, rules, mesh)
+        encoders = {name: self._of[name].encoder.abstract_params() for name in self.names}
+        tables = {name: _RULES[type(self._of[name].encoder)] for name in self.names}
+        self._weight_shardings = shardings_for({**encoders, "loss": self._learned}, _under(tables), mesh)
+        self.adapter, self.base = adapter_config(config), None
+        self.abstract, self.shardings = {**encoders, "loss": self._learned}, self._weight_shardings
+        if self.adapter is not None:
+            if config.adapter.path:
+                raise UserError("config.adapter.path is for adapters of decoders; those of encoders begin anew")
+            adapters = {name: abstract_adapter(tree, self.adapter) for name, tree in encoders.items()}
+            self.abstract = {**adapters, "loss": self._learned}
+            adapted = {name: adapter_rules(rules) for name, rules in tables.items()}
+            self.shardings = shardings_for(self.abstract, _under(adapted), mesh)
 
     def __getitem__(self, side: str) -> Tower:
         return self._of[side]
@@ -131,21 +144,65 @@ class Towers:
         return {name if len(self.names) > 1 else "encoder": self._of[name].source for name in self.names}
 
     def read(self) -> dict:
-        """The first parameters, where they belong."""
+        """The first weights, where they belong."""
         params = {}
         for number, name in enumerate(self.names):
             tower, key = self._of[name], jax.random.fold_in(jax.random.key(self._seed), number)
             if tower.opened is not None:
-                params[name] = tower.opened.read(shardings=self.shardings[name])
+                params[name] = tower.opened.read(shardings=self._weight_shardings[name])
             else:
-                params[name] = jax.jit(tower.encoder.init, out_shardings=self.shardings[name])(key)
+                params[name] = jax.jit(tower.encoder.init, out_shardings=self._weight_shardings[name])(key)
         begin = jax.jit(lambda: self._begin_loss(self.embedding_dim), out_shardings=self.shardings["loss"])
         return params | {"loss": begin()}
+
+    def begin(self, weights: dict, checkpointer: Checkpointer) -> dict:
+        """The first `params`, from the first weights, which are given away."""
+        if self.adapter is None:
+            return weights
+        self._hold(weights, checkpointer)
+        start = functools.partial(init_adapter, config=self.adapter)
+        adapters = {
+            name: jax.jit(start, out_shardings=self.shardings[name])(jax.random.key(self._seed), self.base[name])
+            for name in self.names
+        }
+        return {**adapters, "loss": weights["loss"]}
+
+    def resume(self, checkpointer: Checkpointer) -> None:
+        """Before a state is restored: the base is read again, and only a state over the same base will be restored."""
+        if self.adapter is not None:
+            self._hold(self.read(), checkpointer)
+
+    def _hold(self, weights: dict, checkpointer: Checkpointer) -> None:
+        self.base = {name: weights[name] for name in self.names}
+        checkpointer.require(BASE, fingerprint(self.base))
+
+    def attach(self, base, params) -> dict:
+        """The weights of adapters over a base; gradient reaches the adapters and what the loss learns."""
+        adapted = {name: attach(base[name], params[name], self.adapter) for name in self.names}
+        return {**adapted, "loss": params["loss"]}
+
+    def weights(self, params) -> dict:
+        return params if self.adapter is None else self.attach(self.base, params)
+
+    def train_step(self, loss_fn, optimizer, layout: Layout, *, micro_batches: int) -> Callable:
+        """(state, batch) -> (state, metrics); `loss_fn` takes the weights."""
+        options: dict[str, Any] = dict(mesh=self.mesh, shardings=layout.shardings, micro_batches=micro_batches)
+        if self.adapter is None:
+            return make_train_step(loss_fn, optimizer, **options)
+        frozen = {name: self._weight_shardings[name] for name in self.names}
+        step = make_train_step(loss_fn, optimizer, attach=self.attach, frozen_shardings=frozen, **options)
+        return lambda state, batch: step(state, batch, self.base)
 
     def embed(self, params, side: str, inputs, key=None) -> jax.Array:
         """[B, D] of one side, not normalised."""
         name = side if side in self.names else "first"
         return self._of[side].encoder.embed(params[name], inputs, key=key).astype(jnp.float32)
+
+
+def _under(tables: dict[str, Sequence[Rule]]) -> list[Rule]:
+    """The rules of encoders, each under its name, and that of what the loss learns."""
+    rules = [rule._replace(pattern=f"{name}/(?:{rule.pattern})") for name, table in tables.items() for rule in table]
+    return [*rules, Rule("loss/.*", jax.sharding.PartitionSpec(), optional=True)]
 
 
 def column(source: Source, field: str) -> tuple[list[Any], list[str]]:

@@ -4,11 +4,13 @@ import json
 
 import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from experiments import contrastive
 from jaxalign.errors import UserError
 from jaxalign.training import configuration
 from tests.experiments import runs
+from tests.models.test_encoders import sentence_folder
 
 SMALL = ("--config.train.steps=3", "--config.contrastive.batch_size=32", "--config.optimizer.learning_rate=1e-3")
 
@@ -36,6 +38,37 @@ def test_a_stopped_run_equals_a_straight_one(spec, tmp_path):
     config.contrastive.batch_size = 48
     config.contrastive.classes_per_batch = min(config.contrastive.classes_per_batch, 6)
     runs.check_resuming(lambda c, folder: contrastive.run(c, str(folder)), config, tmp_path, stop=2)
+
+
+def test_adapters_of_text_encoders(tmp_path):
+    """Trained over a base that stays, saved alone, resumed bit for bit, refused over another base."""
+    words = "abd"
+    pairs = [{"first": f"{x} {y}", "second": f"{y}{x} d"} for x in words for y in words]
+    config = load("configs/contrastive.py", "--config.adapter.kind=lora", "--config.adapter.rank=2")
+    config.data.source = config.data.held_out = rows(tmp_path / "pairs.jsonl", *pairs)
+    folder = sentence_folder(tmp_path / "bert")
+    config.encoders.first.path, config.encoders.shared = str(folder), True
+    config.contrastive.batch_size, config.train.steps, config.mesh.data, config.mesh.fsdp = 8, 4, 4, 2
+    config.optimizer.learning_rate = 1e-2
+    done = runs.check_resuming(lambda c, folder: contrastive.run(c, str(folder)), config, tmp_path, stop=2)
+    params = [name for name in runs.leaves(done, 4) if name.startswith("params/")]
+    assert all("lora_" in name or name == "params/loss/log_scale" for name in params) and len(params) > 10
+    found = {e["name"]: e for e in runs.summary(done)["evaluations"]}["held-out mrr"]
+    assert found["after"]["value"] != found["before"]["value"]
+
+    weights = folder / "model.safetensors"
+    tensors = load_file(weights)
+    name = next(name for name in tensors if name.endswith("query.weight"))
+    save_file(tensors | {name: tensors[name] + 1}, weights)
+    config.train.steps = 6
+    with pytest.raises(UserError, match="stands on other base weights"):
+        contrastive.run(config, str(done))
+
+
+def test_linear_maps_have_no_adapters(tmp_path):
+    config = load("configs/contrastive.py", "--config.adapter.kind=lora")
+    with pytest.raises(UserError, match="target"):
+        contrastive.run(config, str(tmp_path))
 
 
 def metrics(folder):
