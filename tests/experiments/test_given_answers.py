@@ -16,7 +16,7 @@ def curve(setting):
 
 @functools.cache
 def found(setting):
-    keys = jax.random.split(jax.random.key(0), 3)
+    keys = jax.random.split(jax.random.key(0), 5)
     return np.asarray(jax.vmap(functools.partial(dypo.train, dypo.NAMED[setting]))(keys)).mean(axis=0)
 
 
