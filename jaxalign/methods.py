@@ -49,8 +49,8 @@ _SEEN_ON_TABLES = {
     "and language models have not been looked at.",
     "robust_dpo": "Seen on a table policy with 30 % of labels flipped: KL to the optimum 2.5 to 4 times smaller than "
     "dpo's with each of 3 seeds, too few to settle the factor of 1.7; not measured on a language model.",
-    "ipo": "Seen on a table policy with labels that never disagree: its margins stand from step 300 to 1,500, dpo's more "
-    "than double, 3 seeds; not measured on a language model.",
+    "ipo": "Seen on a table policy with labels that never disagree: its margins stand from step 300 to 1,500, dpo's "
+    "more than double, 3 seeds; not measured on a language model.",
 }
 
 
