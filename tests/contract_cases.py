@@ -26,6 +26,7 @@ from jaxalign.objective import Objective
 from jaxalign.rewards.advantages import advantages
 from tests import (
     contract_cases_adaptation,
+    contract_cases_chains,
     contract_cases_embeddings,
     contract_cases_given_answers,
     contract_cases_metric,
@@ -227,6 +228,7 @@ CASES: dict[str, Builder] = {
     "value_loss": value_regression,
     **contract_cases_symbolic.cases(token_case),
     **contract_cases_given_answers.cases(token_case),
+    **contract_cases_chains.cases(token_case),
     **contract_cases_preference.cases(token_case),
     **contract_cases_metric.cases(Case, token_policy, chunked),
     **contract_cases_adaptation.cases(Case, token_policy),
