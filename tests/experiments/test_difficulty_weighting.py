@@ -35,4 +35,4 @@ def test_completions_dealt_out_by_class_lift_the_hardest_tier():
 def test_the_square_root_law_keeps_the_budget():
     found = train_allocated("square root", seed=0, steps=20)
     assert found["budget_error"] == 0
-    assert found["variance"] < 1
+    assert 0 < found["variance"] <= 1  # against equal numbers of completions

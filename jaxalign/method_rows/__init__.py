@@ -1,0 +1,1 @@
+"""The rows of the table of methods (`jaxalign.methods`), by family."""
