@@ -14,6 +14,7 @@ import importlib.metadata
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -220,9 +221,13 @@ class Checkpointer:
         except Exception as error:
             self._own_steps.discard(step)
             if jax.process_index() == 0:
-                for left in self.directory.glob(_TEMPORARY):
-                    with contextlib.suppress(OSError):
-                        left.rmtree()
+                for _ in range(20):  # other arrays of the attempt may still be on their way to the disk
+                    for left in self.directory.glob(_TEMPORARY):
+                        with contextlib.suppress(OSError):
+                            left.rmtree()
+                    if not list(self.directory.glob(_TEMPORARY)):
+                        break
+                    time.sleep(0.05)
             with contextlib.suppress(Exception):
                 self._manager.reload()
             kept = ", ".join(str(s) for s in self.steps()) or "none"
