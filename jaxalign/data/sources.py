@@ -33,6 +33,8 @@ KINDS = {
     "arithmetic": "jaxalign.data.arithmetic:Arithmetic",
     "arithmetic_pairs": "jaxalign.data.arithmetic:ArithmeticPairs",
     "harm_pairs": "jaxalign.data.harm_pairs:HarmPairs",
+    "boolq": "jaxalign.data.boolq:BoolQ",
+    "similarities": "jaxalign.data.similarities:Similarities",
     "view_pairs": "jaxalign.data.view_pairs:ViewPairs",
     "view_groups": "jaxalign.data.view_pairs:ViewGroups",
     "number_words": "jaxalign.data.view_pairs:NumberWords",
@@ -53,6 +55,8 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "arithmetic?split=train"                    questions of `jaxalign.data.arithmetic`
         "arithmetic_pairs?split=train"              the same with a right and a wrong answer
         "harm_pairs?split=train"                    human judgements of harm (`jaxalign.data.harm_pairs`)
+        "boolq?split=train"                         questions and their passages (`jaxalign.data.boolq`)
+        "similarities:lee50"                        judged pairs of texts (`jaxalign.data.similarities`)
         "view_pairs?split=train"                    pairs of vectors (`jaxalign.data.view_pairs`)
         "view_groups?split=train"                   the same with several partners each
         "number_words?split=train"                  pairs of texts: numbers in digits and in words
