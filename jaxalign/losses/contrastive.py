@@ -5,8 +5,7 @@ their cosines S_ij = u(a_i) . u(b_j), and share these arguments:
 
   valid: [B], 0 for padding rows: neither anchors nor candidates, whatever they hold. None: all rows count.
   ids: [B] integers; rows of equal id are the same thing, so that they are not each other's negatives. None: all differ.
-  chunk: anchors at a time; at most [chunk, B] similarities exist at once, and they are computed again backward. None:
-    all at once.
+  chunk: anchors at a time; at most [chunk, B] similarities exist at once, see `similarity.sum_rows`. None: all at once.
   axis_name: axes of a mesh that the rows lie over, inside `jax.shard_map`. The result is this device's part: its own
     anchors against the candidates of all devices on these axes. Parts of all devices add up to the whole (psum). Take
     the gradient of that sum outside the shard_map: inside, with check_vma=False, each device would get the gradient of
@@ -25,7 +24,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.ring import LOG_SUM, MAX, NEVER, SUM, over_candidates
+from jaxalign.losses.ring import LOG_SUM, MAX, NEVER, SUM, sum_over_candidates
 from jaxalign.losses.similarity import row_numbers, unit
 from jaxalign.objective import Objective
 
@@ -53,41 +52,50 @@ def _pairs(a: jax.Array, b: jax.Array, valid: jax.Array | None, ids: jax.Array |
 
 
 def _negatives(anchors, candidates) -> jax.Array:
-    """[n, N]: which candidates are negatives of which anchor; its partner has its own id."""
-    return candidates["counts"] & (anchors["id"][:, None] != candidates["id"])
-
-
-def _look(anchors, candidates) -> dict[str, jax.Array]:
-    logits = anchors["x"] @ candidates["x"].T
-    if "id" in candidates:
-        logits = jnp.where(_negatives(anchors, candidates), logits, NEVER)
-    return {"log_sum": jax.nn.logsumexp(logits, -1), "best": jax.lax.stop_gradient(logits).max(-1)}
+    """[n, N]: which candidates are negatives of which anchor; its partner has its own id. All extra ones are."""
+    found = candidates["counts"] & (anchors["id"][:, None] != candidates["id"])
+    if "extra" not in candidates:
+        return found
+    return jnp.concatenate([found, jnp.ones((len(found), len(candidates["extra"])), bool)], -1)
 
 
 _JOINS = {"log_sum": LOG_SUM, "best": MAX}
 
 
-def _against_negatives(x, partners, candidates, pairs: _Pairs, extra: jax.Array | None = None, **how):
-    """([n] losses, [n] bool: the partner is nearer than all negatives) of anchors `x`, which have the scale in them.
+def _look(anchors, candidates) -> dict[str, jax.Array]:
+    logits = anchors["x"] @ candidates["x"].T
+    if "extra" in candidates:
+        logits = jnp.concatenate([logits, anchors["x"] @ candidates["extra"].T], -1)
+    logits = jnp.where(_negatives(anchors, candidates), logits, NEVER)
+    return {"log_sum": jax.nn.logsumexp(logits, -1), "best": jax.lax.stop_gradient(logits).max(-1)}
 
-    log(exp(z_ii) + sum_j exp(z_ij)) - z_ii is written as softplus(log_sum_j z_ij - z_ii): exactly 0 without negatives,
-    and no difference of large numbers where the loss is small.
+
+def _compare(anchors, found) -> dict[str, jax.Array]:
+    """log(exp(z_ii) + sum_j exp(z_ij)) - z_ii, and whether the partner is nearer than all negatives.
+
+    Written as softplus(log_sum_j z_ij - z_ii): exactly 0 without negatives, and no difference of large numbers where
+    the loss is small.
     """
-    anchors = {"x": x, "id": pairs.ids}
-    found = over_candidates(_look, _JOINS, anchors, {"x": candidates, "id": pairs.ids, "counts": pairs.counts}, **how)
+    counts, positive = anchors["counts"], jnp.sum(anchors["x"] * anchors["partner"], -1)
+    losses = jnp.where(counts, jax.nn.softplus(found["log_sum"] - positive), 0)
+    return {"loss": losses, "hits": (counts & (positive > found["best"])).astype(losses.dtype)}
+
+
+def _against_negatives(x, partners, candidates, pairs: _Pairs, extra: jax.Array | None = None, **how):
+    """(sum of the losses, number of hits) of anchors `x`, which have the scale in them."""
+    anchors = {"x": x, "partner": partners, "id": pairs.ids, "counts": pairs.counts}
+    others = {"x": candidates, "id": pairs.ids, "counts": pairs.counts}
     if extra is not None:
-        more = over_candidates(_look, _JOINS, anchors, {"x": unit(extra)}, **how)
-        found = {name: _JOINS[name].both(found[name], more[name]) for name in found}
-    positive = jnp.sum(x * partners, -1)
-    return jax.nn.softplus(found["log_sum"] - positive), positive > found["best"]
+        others["extra"] = unit(extra)
+    found = sum_over_candidates(_look, _JOINS, _compare, anchors, others, **how)
+    return found["loss"], found["hits"]
 
 
-def _objective(losses: jax.Array, counts: jax.Array, means: dict[str, Any]) -> Objective:
-    """Sums over the rows that count; `means` are reported without gradient."""
-    weight = counts.astype(losses.dtype).sum()
-    means = {name: jax.lax.stop_gradient(jnp.asarray(value, losses.dtype)) for name, value in means.items()}
-    metrics = {name: (jnp.where(counts, value, 0).sum(), weight) for name, value in means.items()}
-    return Objective(jnp.where(counts, losses, 0).sum(), weight, metrics)
+def _objective(total: jax.Array, counts: jax.Array, hits: dict[str, jax.Array], **constants: jax.Array) -> Objective:
+    """Of the rows that count; `hits` of them had what is reported as a share."""
+    weight = counts.astype(total.dtype).sum()
+    sums = hits | {name: value * weight for name, value in constants.items()}
+    return Objective(total, weight, {name: (jax.lax.stop_gradient(value), weight) for name, value in sums.items()})
 
 
 def _inverse(temperature: float | jax.Array, dtype) -> jax.Array:
@@ -130,8 +138,8 @@ def info_nce(
     pairs = _pairs(a, b, valid, ids, axis_name)
     how: dict[str, Any] = dict(chunk=chunk, axis_name=axis_name, ring=ring)
     x = pairs.a * _inverse(temperature, pairs.a.dtype)
-    losses, hits = _against_negatives(x, pairs.b, pairs.b, pairs, extra_negatives, **how)
-    return _objective(losses, pairs.counts, {"accuracy": hits})
+    total, hits = _against_negatives(x, pairs.b, pairs.b, pairs, extra_negatives, **how)
+    return _objective(total, pairs.counts, {"accuracy": hits})
 
 
 def clip_loss(
@@ -170,9 +178,8 @@ def clip_loss(
     scale = jnp.exp(jnp.minimum(jnp.asarray(log_scale, pairs.a.dtype), MAX_LOG_SCALE))
     forth, found_b = _against_negatives(scale * pairs.a, pairs.b, pairs.b, pairs, **how)
     back, found_a = _against_negatives(scale * pairs.b, pairs.a, pairs.a, pairs, **how)
-    means = {"accuracy_a_to_b": found_b, "accuracy_b_to_a": found_a}
-    means["accuracy"] = (found_b.astype(scale.dtype) + found_a) / 2
-    return _objective((forth + back) / 2, pairs.counts, means | {"scale": scale})
+    hits = {"accuracy_a_to_b": found_b, "accuracy_b_to_a": found_a, "accuracy": (found_b + found_a) / 2}
+    return _objective((forth + back) / 2, pairs.counts, hits, scale=scale)
 
 
 def nt_xent(
@@ -210,8 +217,8 @@ def nt_xent(
     both, partners = jnp.concatenate([pairs.a, pairs.b]), jnp.concatenate([pairs.b, pairs.a])
     doubled = pairs._replace(counts=jnp.tile(pairs.counts, 2), ids=jnp.tile(pairs.ids, 2))
     x = both * _inverse(temperature, both.dtype)
-    losses, hits = _against_negatives(x, partners, both, doubled, **how)
-    return _objective(losses, doubled.counts, {"accuracy": hits})
+    total, hits = _against_negatives(x, partners, both, doubled, **how)
+    return _objective(total, doubled.counts, {"accuracy": hits})
 
 
 def siglip_loss(
@@ -250,15 +257,19 @@ def siglip_loss(
     scale, bias = jnp.exp(jnp.asarray(log_scale, dtype)), jnp.asarray(bias, dtype)
 
     def look(anchors, candidates):
-        logits = anchors["x"] @ candidates["x"].T + bias
+        logits = anchors["x"] @ candidates["x"].T + anchors["bias"][:, None]
         negative = _negatives(anchors, candidates)
         best = jnp.where(negative, jax.lax.stop_gradient(logits), NEVER).max(-1)
         return {"sum": jnp.where(negative, jax.nn.softplus(logits), 0).sum(-1), "best": best}
 
-    anchors = {"x": scale * pairs.a, "id": pairs.ids}
+    def compare(anchors, found):
+        counts, positive = anchors["counts"], jnp.sum(anchors["x"] * anchors["partner"], -1) + anchors["bias"]
+        losses = jnp.where(counts, jax.nn.softplus(-positive) + found["sum"], 0)
+        return {"loss": losses, "hits": (counts & (positive > found["best"])).astype(dtype)}
+
     candidates = {"x": pairs.b, "id": pairs.ids, "counts": pairs.counts}
+    anchors = {"x": scale * pairs.a, "partner": pairs.b, "bias": jnp.broadcast_to(bias, pairs.ids.shape)}
+    anchors |= {"id": pairs.ids, "counts": pairs.counts}
     joins = {"sum": SUM, "best": MAX}
-    found = over_candidates(look, joins, anchors, candidates, chunk=chunk, axis_name=axis_name, ring=ring)
-    positive = jnp.sum(anchors["x"] * pairs.b, -1) + bias
-    means = {"accuracy": positive > found["best"], "scale": scale, "bias": bias}
-    return _objective(jax.nn.softplus(-positive) + found["sum"], pairs.counts, means)
+    found = sum_over_candidates(look, joins, compare, anchors, candidates, chunk=chunk, axis_name=axis_name, ring=ring)
+    return _objective(found["loss"], pairs.counts, {"accuracy": found["hits"]}, scale=scale, bias=bias)

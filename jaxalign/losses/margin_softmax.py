@@ -7,7 +7,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.similarity import map_rows, unit
+from jaxalign.losses.similarity import sum_rows, unit
 from jaxalign.objective import Objective
 
 MarginKind = Literal["cosface", "arcface", "none"]
@@ -85,27 +85,26 @@ def margin_softmax_loss(
       x, w, labels, margin, kind: see `margin_logits`.
       scale: s, the length that unit vectors are given; 64 in both papers, with margin 0.35 (cosface) or 0.5 (arcface).
       valid: [N], 0 for rows that do not count, whatever they hold. None: all count.
-      chunk: rows at a time, whose [chunk, C] logits are computed again backward. None: all at once.
+      chunk: rows at a time, whose [chunk, C] logits exist at once. None: all at once.
 
     Returns:
       An Objective with weight = rows that count, and the metric accuracy: the share of rows whose true class has the
       largest cosine (without the margin; of equal cosines the first).
 
     Raises:
-      ValueError: from `margin_logits` and `map_rows`.
+      ValueError: from `margin_logits` and `sum_rows`.
     """
     chex.assert_rank([x, w, labels], [2, 2, 1])
     counts = jnp.ones(len(x), bool) if valid is None else jnp.asarray(valid) != 0
-    anchors = {"x": jnp.where(counts[:, None], x, 0), "label": jnp.where(counts, labels, 0)}
+    anchors = {"x": jnp.where(counts[:, None], x, 0), "label": jnp.where(counts, labels, 0), "counts": counts}
 
     def cross_entropy(anchors, w):
         logits = scale * margin_logits(anchors["x"], w, anchors["label"], margin, kind)
         cosines = jax.lax.stop_gradient(unit(anchors["x"]) @ unit(w).T)
         losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, anchors["label"][:, None], 1)[:, 0]
-        return {"loss": losses, "hit": cosines.argmax(-1) == anchors["label"]}
+        hits = anchors["counts"] & (cosines.argmax(-1) == anchors["label"])
+        return {"loss": jnp.where(anchors["counts"], losses, 0), "hits": hits.astype(losses.dtype)}
 
-    found = map_rows(cross_entropy, anchors, w, chunk=chunk)
-    total = jnp.where(counts, found["loss"], 0).sum()
-    weight = counts.astype(total.dtype).sum()
-    hits = (found["hit"] & counts).astype(total.dtype).sum()
-    return Objective(total, weight, {"accuracy": (hits, weight)})
+    found = sum_rows(cross_entropy, anchors, w, chunk=chunk)
+    weight = counts.astype(found["loss"].dtype).sum()
+    return Objective(found["loss"], weight, {"accuracy": (found["hits"], weight)})

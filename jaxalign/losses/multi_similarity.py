@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxalign.losses import pair_weighting
 from jaxalign.losses.aggregation import float_sums
 from jaxalign.losses.pair_weighting import PairLoss
-from jaxalign.losses.similarity import map_rows, row_numbers, unit
+from jaxalign.losses.similarity import row_numbers, sum_rows, unit
 from jaxalign.objective import Objective
 
 Reduction = Literal["mean", "active"]
@@ -126,17 +126,17 @@ def labelled_pair_loss(
             kept = pair_weighting.mine(s, positive, negative, mining_margin)
         loss = pair_loss(s, *kept)
         counts = {"positives": positive, "negatives": negative, "mined_positives": kept[0], "mined_negatives": kept[1]}
-        return {"loss": loss} | {name: mask.sum(-1).astype(loss.dtype) for name, mask in counts.items()}
+        found = {name: mask.sum(-1).astype(loss.dtype) for name, mask in counts.items()}
+        used = (found["mined_positives"] > 0) & (found["mined_negatives"] > 0)
+        return {"loss": loss, "used": used.astype(loss.dtype)} | found
 
-    found = map_rows(of_anchors, anchors, candidates, chunk=chunk, axis_name=axis_name)
-    total = {name: jnp.sum(values) for name, values in found.items()}
-    used = ((found["mined_positives"] > 0) & (found["mined_negatives"] > 0)).astype(found["loss"].dtype).sum()
-    anchors_sum = anchors["valid"].astype(found["loss"].dtype).sum()
+    total = sum_rows(of_anchors, anchors, candidates, chunk=chunk, axis_name=axis_name)
+    anchors_sum = anchors["valid"].astype(total["loss"].dtype).sum()
     return Objective(
         total["loss"],
-        anchors_sum if reduction == "mean" else used,
+        anchors_sum if reduction == "mean" else total["used"],
         {
-            "active": (used, anchors_sum),
+            "active": (total["used"], anchors_sum),
             "mined_positives": (total["mined_positives"], total["positives"]),
             "mined_negatives": (total["mined_negatives"], total["negatives"]),
         },

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.contrastive import clip_loss
-from jaxalign.losses.similarity import map_rows, row_numbers, unit
+from jaxalign.losses.similarity import row_numbers, sum_rows, unit
 from jaxalign.objective import Objective
 
 Reduction = Literal["sum", "mean"]
@@ -88,9 +88,10 @@ def structure_alignment(
         small = gap**2 / 2
         penalty = gap**2 if kind == "squared" else jnp.where(jnp.abs(gap) < 1, small, jnp.abs(gap) - 0.5)
         other = anchors["row"][:, None] != candidates["row"]
-        return jnp.where(other & anchors["valid"][:, None] & candidates["valid"], penalty, 0).sum(-1)
+        both = other & anchors["valid"][:, None] & candidates["valid"]
+        return {"loss": jnp.where(both, penalty, 0).sum(-1)}
 
-    twice = map_rows(of_anchors, side, side, chunk=chunk).sum()
+    twice = sum_rows(of_anchors, side, side, chunk=chunk)["loss"]
     rows = valid.sum().astype(x.dtype)
     value = twice / jnp.maximum(rows * (rows - 1), 1) if reduction == "mean" else twice / 2
     return _objective(rows * value, rows, "structure")

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.similarity import map_rows
+from jaxalign.losses.similarity import as_of_one_device, map_rows, sum_rows
 
 # The logit of a candidate that does not count. Beside any other its weight exp(NEVER - log_sum) is exactly 0; being
 # finite it leaves no 0 / 0 in the gradient of a row without candidates, where -inf would.
@@ -81,15 +81,33 @@ def over_candidates(
 
     shapes = jax.eval_shape(look, candidates)
     found = {name: jnp.full(shape.shape, joins[name].nothing, shape.dtype) for name, shape in shapes.items()}
-    carry = _as_of_one_device((found, candidates), (anchors, candidates, jax.lax.axis_index(axis_name)))
+    carry = as_of_one_device((found, candidates), (anchors, candidates, jax.lax.axis_index(axis_name)))
     return jax.lax.scan(jax.checkpoint(step, prevent_cse=False), carry, length=devices)[0][0]
 
 
-def _as_of_one_device(tree: Any, like: Any) -> Any:
-    """`tree` itself, for a loop that will make it depend on all that `like` depends on.
+def sum_over_candidates(
+    function: Callable[[Any, Any], dict[str, jax.Array]],
+    joins: Mapping[str, Join],
+    finish: Callable[[Any, dict[str, jax.Array]], dict[str, jax.Array]],
+    anchors: Any,
+    candidates: Any,
+    *,
+    chunk: int | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+    ring: bool = False,
+) -> dict[str, jax.Array]:
+    """Sums over this device's anchors of what `finish` makes of the findings: {"loss": scalar, ...}, see `sum_rows`.
 
-    `shard_map` knows over which axes of the mesh an array differs, and wants to know that of a loop's carry beforehand.
-    A choice between x and x that depends on `like` is x with the axes of both.
+    `finish(anchors, found)` gets anchors and what was found for them over all candidates, and gives arrays [k]. Other
+    arguments, and the errors, are those of `over_candidates`; in a ring the similarities are computed again backward.
     """
-    anything = sum(jnp.where(jnp.ravel(leaf)[0] == 0, 0, 0) for leaf in jax.tree.leaves(like))
-    return jax.tree.map(lambda x: jnp.where(anything == 0, x, x), tree)
+    if ring:
+        found = over_candidates(function, joins, anchors, candidates, chunk=chunk, axis_name=axis_name, ring=True)
+        return sum_rows(finish, anchors, found)
+    return sum_rows(
+        lambda anchors, candidates: finish(anchors, function(anchors, candidates)),
+        anchors,
+        candidates,
+        chunk=chunk,
+        axis_name=axis_name,
+    )

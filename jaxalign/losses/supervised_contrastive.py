@@ -1,10 +1,12 @@
 """Supervised contrastive loss: all rows of one label are each other's positives."""
 
+from typing import Any
+
 import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.ring import LOG_SUM, MAX, NEVER, SUM, over_candidates
+from jaxalign.losses.ring import LOG_SUM, MAX, NEVER, SUM, sum_over_candidates
 from jaxalign.losses.similarity import row_numbers, unit
 from jaxalign.objective import Objective, safe_divide
 
@@ -29,6 +31,19 @@ def _look(anchors, candidates):
         "nearest_positive": jnp.where(positive, constant, NEVER).max(-1),
         "nearest_negative": jnp.where(other & ~same, constant, NEVER).max(-1),
     }
+
+
+def _compare(anchors, found) -> dict[str, jax.Array]:
+    counts = anchors["counts"] & (found["count"] > 0)
+    losses = found["log_sum"] - safe_divide(found["positives"], found["count"])
+    hits = found["nearest_positive"] > found["nearest_negative"]
+    all_of = {
+        "loss": losses,
+        "weight": jnp.ones_like(losses),
+        "accuracy": hits.astype(losses.dtype),
+        "positives": found["count"],
+    }
+    return {name: jnp.where(counts, value, 0) for name, value in all_of.items()}
 
 
 def supcon_loss(
@@ -68,13 +83,9 @@ def supcon_loss(
     counts = jnp.ones(len(x), bool) if valid is None else jnp.asarray(valid) != 0
     x = unit(jnp.where(counts[:, None], x, 0))
     rows = {"label": jnp.asarray(labels), "row": row_numbers(len(x), axis_name)}
-    anchors = rows | {"x": x / jnp.asarray(temperature, x.dtype)}
+    anchors = rows | {"x": x / jnp.asarray(temperature, x.dtype), "counts": counts}
     candidates = rows | {"x": x, "counts": counts}
-    found = over_candidates(_look, _JOINS, anchors, candidates, chunk=chunk, axis_name=axis_name, ring=ring)
-    counts &= found["count"] > 0
-    losses = found["log_sum"] - safe_divide(found["positives"], found["count"])
-    weight = counts.astype(x.dtype).sum()
-    hits = counts & (found["nearest_positive"] > found["nearest_negative"])
-    means = {"accuracy": hits.astype(x.dtype), "positives": jnp.where(counts, found["count"], 0)}
-    metrics = {name: (value.sum(), weight) for name, value in means.items()}
-    return Objective(jnp.where(counts, losses, 0).sum(), weight, metrics)
+    how: dict[str, Any] = dict(chunk=chunk, axis_name=axis_name, ring=ring)
+    found = sum_over_candidates(_look, _JOINS, _compare, anchors, candidates, **how)
+    metrics = {name: (found[name], found["weight"]) for name in ("accuracy", "positives")}
+    return Objective(found["loss"], found["weight"], metrics)

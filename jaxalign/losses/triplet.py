@@ -6,7 +6,7 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.similarity import map_rows, row_numbers, unit
+from jaxalign.losses.similarity import row_numbers, sum_rows, unit
 from jaxalign.objective import Objective
 
 Distance = Literal["euclidean", "cosine"]
@@ -69,9 +69,9 @@ def triplet_loss(
         found = {"loss": losses, "triplets": triplets, "active": losses > 0}
         return {name: value.astype(d.dtype).sum((1, 2)) for name, value in found.items()}
 
-    found = map_rows(look, rows, rows, chunk=chunk, axis_name=axis_name)
-    total, triplets, active = (found[name].sum() for name in ("loss", "triplets", "active"))
-    return Objective(total, active if reduction == "active" else triplets, {"active": (active, triplets)})
+    found = sum_rows(look, rows, rows, chunk=chunk, axis_name=axis_name)
+    weight = found["active" if reduction == "active" else "triplets"]
+    return Objective(found["loss"], weight, {"active": (found["active"], found["triplets"])})
 
 
 def _distances(x: jax.Array, y: jax.Array, distance: Distance) -> jax.Array:

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.losses.similarity import map_rows, row_numbers, unit
+from jaxalign.losses.similarity import map_rows, row_numbers, sum_rows, unit
 
 
 def test_unit_vectors_and_the_zero_vector():
@@ -37,6 +37,35 @@ def test_chunks_change_neither_value_nor_gradient(chunk):
         want = jax.value_and_grad(total, argnums=(0, 1))(anchors, candidates, None)
         got = jax.value_and_grad(total, argnums=(0, 1))(anchors, candidates, chunk)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), got, want)
+
+
+def judged(anchors, candidates):
+    """Labelled anchors, so that some of the inputs are integers; and something to report."""
+    s = anchors["x"] @ candidates["x"].T
+    same = anchors["label"][:, None] == candidates["label"]
+    return {"loss": jax.nn.logsumexp(jnp.where(same, s, -2.0 * s), -1), "largest": s.max(-1)}
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 5, 100])
+def test_sums_in_chunks_have_the_value_and_gradient_of_all_at_once(chunk):
+    random = np.random.default_rng(0)
+    anchors = {"x": random.normal(size=(12, 5)), "label": random.integers(0, 3, 12)}
+    candidates = {"x": random.normal(size=(9, 5)), "label": random.integers(0, 3, 9)}
+
+    def values(x, y, chunk, compute=sum_rows):
+        found = compute(judged, anchors | {"x": x}, candidates | {"x": y}, chunk=chunk)
+        found = {name: jnp.sum(value) for name, value in found.items()}
+        return 3 * found["loss"], found["largest"]
+
+    with jax.enable_x64(True):
+        given = anchors["x"], candidates["x"]
+        want, slopes = jax.value_and_grad(values, (0, 1), has_aux=True)(*given, None, map_rows)
+        got, found = jax.value_and_grad(values, (0, 1), has_aux=True)(*given, chunk)
+        np.testing.assert_allclose(values(*given, chunk), want, rtol=1e-12)
+        of_what_is_reported = jax.grad(lambda *given: values(*given)[1])(*given, chunk)
+    np.testing.assert_allclose(got, want, rtol=1e-12)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, slopes)
+    assert not np.asarray(of_what_is_reported).any()
 
 
 def test_a_chunk_needs_less_memory():
