@@ -149,7 +149,7 @@ class RMSNorm(nnx.Module):
     """x / rms(x) * (scale + offset), computed in float32 and returned in x's dtype."""
 
     def __init__(self, dim, config: DecoderConfig):
-        self.scale = nnx.Param(jnp.full((dim,), 1.0 - config.norm_offset))
+        self.scale = nnx.Param((1.0 - config.norm_offset) * jnp.ones((dim,)))
         self.epsilon, self.offset = config.norm_epsilon, config.norm_offset
 
     def __call__(self, x):
