@@ -14,7 +14,7 @@ run:
 
 test:
 	@bash setup.sh test
-	$(VENV)/bin/python -m pytest -n $(JOBS) $(ARGS)
+	$(VENV)/bin/python -m pytest -n $(JOBS) --dist worksteal $(ARGS)
 
 # everything for working on the project itself
 setup:

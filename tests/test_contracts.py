@@ -162,7 +162,6 @@ def test_more_padding_changes_nothing(name):
     case = build(name)
     batch = padded(case, rows=4, columns=3)
     expected = expected_of(name)
-    close(value_and_gradient(case, batch=batch), expected)
     close(value_and_gradient(case, batch=poison_batch(case, batch)), expected)
 
 

@@ -104,6 +104,7 @@ def test_top_k_in_chunks_equals_a_stable_sort(k, chunk):
     np.testing.assert_array_equal(scores, np.take_along_axis(products, order, -1))
 
 
+@pytest.mark.optimised
 def test_top_k_never_holds_all_scores():
     shapes = (jax.ShapeDtypeStruct((64, 8), jnp.float32), jax.ShapeDtypeStruct((1 << 16, 8), jnp.float32))
     compiled = jax.jit(retrieval.topk_chunked, static_argnums=(2, 3)).lower(*shapes, 10, 1024).compile()

@@ -36,6 +36,33 @@ def run(spec: str, workdir: Path, *overrides: str, devices: int = 1, timeout: fl
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+IN_TURN = """
+import contextlib, io, json, sys
+from experiments.run import main
+for argv in json.loads(sys.argv[1]):
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["experiments.run", *argv])
+    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+"""
+
+
+def run_in_turn(*given: Sequence[str], timeout: float = 600) -> list[Ended]:
+    """Several runs, of arguments as `command` takes them, one after the other in one process with one device."""
+    commands = [command(spec, workdir, *overrides)[3:] for spec, workdir, *overrides in given]
+    done = subprocess.run(
+        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": ""},
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
+
+
 def run_together(
     spec: str, workdir: Path, *overrides: str, own: Sequence[Sequence[str]], devices: int, folders: Sequence[Path] = ()
 ) -> list[Ended]:

@@ -15,6 +15,8 @@ from experiments import aot, programs
 from jaxalign.models.config import NAMED, DecoderConfig
 from jaxalign.training import compiled, configuration, hlo
 
+pytestmark = pytest.mark.optimised
+
 TINY = "configs/grpo_qwen.py:tiny"
 # The vocabulary alone has the factor 41, rows alone 13.
 SMALL = DecoderConfig(

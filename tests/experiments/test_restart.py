@@ -26,13 +26,13 @@ def without_times(rows):
 @pytest.mark.parametrize("name", [name for name in runs.SMALL if name not in ("rl, lora", "sft, lora")])
 def test_an_interrupted_run_equals_a_straight_one(name, tmp_path):
     spec, overrides = runs.SMALL[name]
-    straight = runs.run(spec, tmp_path / "straight", *overrides)
-    assert straight.code == 0, straight.err
-    first = runs.run(spec, tmp_path / "stopped", *overrides, "--config.train.steps=2")
-    assert first.code == 0, first.err
-    again = runs.run(spec, tmp_path / "stopped", *overrides)
-    assert again.code == 0, again.err
-    assert "resumed after step 2" in again.out
+    ended = runs.run_in_turn(
+        (spec, tmp_path / "straight", *overrides),
+        (spec, tmp_path / "stopped", *overrides, "--config.train.steps=2"),
+        (spec, tmp_path / "stopped", *overrides),
+    )
+    assert [run.code for run in ended] == [0, 0, 0], [run.err for run in ended]
+    assert "resumed after step 2" in ended[-1].out
 
     expected, actual = leaves(tmp_path / "straight", 4), leaves(tmp_path / "stopped", 4)
     assert len(expected) > 30

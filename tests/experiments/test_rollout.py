@@ -53,10 +53,8 @@ LOUD = (1, 2, 5)
     [
         ("seq-mean-token-mean", False, None, LOUD, 4),
         ("seq-mean-token-mean", False, None, (), 2),
-        ("seq-mean-token-mean", False, None, tuple(range(PROMPTS)), PROMPTS),
         ("seq-mean-token-mean", True, None, LOUD, 4),
         ("token-mean", False, None, LOUD, 4),
-        ("seq-mean-token-sum", False, None, LOUD, 4),
         ("seq-mean-token-scale", False, 7.0, LOUD, 4),
     ],
 )

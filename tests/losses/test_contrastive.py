@@ -201,6 +201,7 @@ def test_impossible_arguments():
         clip_loss(**arrays, log_scale=0.0, ring=True)
 
 
+@pytest.mark.optimised
 def test_chunks_need_a_twentieth_of_the_memory():
     """Of the formula as one writes it down, with the whole matrix."""
     x = jax.ShapeDtypeStruct((6144, 64), jnp.float32)
@@ -216,6 +217,7 @@ def test_chunks_need_a_twentieth_of_the_memory():
     assert memory(lambda a, b: info_nce(a, b, TEMPERATURE, chunk=64).total) < 0.05 * memory(written_out)
 
 
+@pytest.mark.optimised
 def test_a_ring_needs_a_quarter_of_the_memory():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
     spec = jax.sharding.PartitionSpec("data")

@@ -279,6 +279,7 @@ MEMORY = """
 """
 
 
+@pytest.mark.optimised
 def test_memory_neither_holds_the_logits_nor_grows_with_the_tokens():
     """The head of SmolLM2; the logits of 4,096 tokens alone would be 805 MB. By the compiler's own account."""
     done = subprocess.run(
@@ -310,6 +311,7 @@ def test_sharded_equals_unsharded(shape):
     close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.optimised
 def test_each_device_holds_its_share_only():
     """Eight devices with eight times the tokens: batch and head sharded, the memory of each is that of one."""
     mesh = make_mesh(data=2, fsdp=2, tensor=2)

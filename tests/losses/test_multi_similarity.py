@@ -125,6 +125,7 @@ def test_chunks_and_devices_change_nothing():
             )
 
 
+@pytest.mark.optimised
 def test_memory_grows_with_the_chunk_and_not_with_the_square_of_the_batch():
     def memory(rows, chunk):
         def loss(x, labels):

@@ -68,6 +68,7 @@ def test_sums_in_chunks_have_the_value_and_gradient_of_all_at_once(chunk):
     assert not np.asarray(of_what_is_reported).any()
 
 
+@pytest.mark.optimised
 def test_a_chunk_needs_less_memory():
     x = jax.ShapeDtypeStruct((2048, 16), jnp.float32)
 

@@ -67,6 +67,7 @@ def test_remat_changes_no_gradient(architecture):
         chex.assert_trees_all_close(gradient(remat), expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.optimised
 def test_remat_full_keeps_less_than_none():
     config = tiny.config(num_layers=4)
 

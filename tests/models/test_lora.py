@@ -238,6 +238,7 @@ def test_the_rules_of_adapters_follow_those_of_the_kernels(base):
         assert parts["magnitude"].spec == jax.sharding.PartitionSpec(None, kernel[2])
 
 
+@pytest.mark.optimised
 def test_the_step_holds_no_gradient_of_a_kernel(row):
     """The full step needs more temporary memory, by a good part of the kernels whose gradients it makes."""
     optimizer, config = optax.sgd(1.0), CONFIGS["lora"]

@@ -4,6 +4,8 @@ import pytest
 
 from jaxalign.training import compiled
 
+pytestmark = pytest.mark.optimised
+
 
 def test_memory_of_a_donating_program():
     """[256, 256] float32 goes in and comes out in its place."""

@@ -220,6 +220,7 @@ def test_without_information_the_loss_is_the_log_of_the_pool():
     assert float(objective.loss(made(blind, {"log_scale": 1.5}))) == pytest.approx(math.log(4), rel=1e-6)
 
 
+@pytest.mark.optimised
 def test_gathers_and_memory_stay_within_the_group():
     """As `comm_cost` has it: all-gathers over the members alone, and similarities in proportion to the pool."""
     rows, width = 1024, 16
@@ -259,6 +260,7 @@ def test_impossible_pools():
         over_mesh(clip, make_mesh())(jax.tree.map(lambda x: x[:6], x), {"log_scale": 0.0})
 
 
+@pytest.mark.optimised
 @pytest.mark.parametrize("micro_batches", [1, 4])
 def test_what_is_learned_is_not_copied_for_every_row(micro_batches):
     """512 rows against 500 class vectors of 64 numbers: a copy a row would be 66 MB."""

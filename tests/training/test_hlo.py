@@ -10,6 +10,8 @@ import pytest
 from jaxalign.training import hlo
 from jaxalign.training.mesh import make_mesh
 
+pytestmark = pytest.mark.optimised
+
 P = jax.sharding.PartitionSpec
 
 

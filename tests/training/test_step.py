@@ -240,6 +240,7 @@ def large_step(micro_batches=1):
     return analysis, size
 
 
+@pytest.mark.optimised
 def test_the_state_is_donated_and_the_update_is_in_place():
     """Parameters and two moments alias; beside the gradients hardly anything is needed."""
     analysis, size = large_step()
@@ -247,6 +248,7 @@ def test_the_state_is_donated_and_the_update_is_in_place():
     assert analysis.temp_size_in_bytes <= 1.15 * size
 
 
+@pytest.mark.optimised
 def test_accumulation_needs_one_more_set_of_gradients():
     analysis, size = large_step(micro_batches=4)
     assert analysis.temp_size_in_bytes <= 2.15 * size
