@@ -6,7 +6,7 @@ from tests.experiments import runs
 
 MESH = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2")
 # One row of the table in `runs.py` for each experiment, and what it changes here. Held in float32, so that sums in
-# another order are all that differs. Every number of devices is one more program to compile: not all are tried with all.
+# another order are all that differs. Every number of devices is one more program to compile: not all are tried.
 CHANGES = {
     # How many groups can be left out depends on the mesh, and with it what the metrics of the loss are means over.
     "rl": ("--config.rl.batches_per_epoch=1", "--config.rl.epochs=1", "--config.rl.drop_silent_groups=False"),
