@@ -63,7 +63,7 @@ def read_examples(spec: str, data, form: str) -> Examples:
                 raise UserError(f"{place}: {field!r} is {' '.join(str(value).split())[:40]!r}, not an integer")
         return np.asarray(found, np.int32)
 
-    ids = integers(data.id_field) if data.id_field else np.arange(len(source), dtype=np.int32)
+    ids = integers(data.id_field) if data.id_field and form != "scored" else np.arange(len(source), dtype=np.int32)
     labels = integers(data.label_field) if form == "labels" else None
     scores = None
     if form == "scored":

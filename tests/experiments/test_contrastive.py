@@ -116,7 +116,7 @@ def test_it_learns_pairs_of_the_users_own(tmp_path):
     config.data.similarities = rows(
         tmp_path / "scored.jsonl",
         *(
-            {"a": one["a"], "b": other["b"], "score": float(one is other), "who": 0}
+            {"a": one["a"], "b": other["b"], "score": float(one is other)}  # they need no id
             for one in examples[60:66]
             for other in examples[60:66]
         ),
