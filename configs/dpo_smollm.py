@@ -8,7 +8,7 @@
   python -m experiments.run --config=configs/dpo_smollm.py:runlocal       two small steps of the real thing
 
 The pairs are answers of language models to the same request that people scored differently for harm; less harmful is
-chosen. They come with the package pyrit (pip install --no-deps pyrit==1.1.0). Requests are split between training and
+chosen. They come with the package pyrit, which setup.sh installs. Requests are split between training and
 held-out pairs; at most 16 pairs of one request are trained on, because a few requests have hundreds.
 
 Against the paper: the same loss and beta = 0.1. The paper has learning rate 1e-6 with RMSprop, a warm-up of 150 steps
