@@ -42,11 +42,11 @@ def optimisation(request, monkeypatch):
     if request.node.get_closest_marker("optimised") is None:
         yield
         return
-    usual = jax.config.jax_disable_most_optimizations
+    usual = os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"]
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
     jax.config.update("jax_disable_most_optimizations", False)
     yield
-    jax.config.update("jax_disable_most_optimizations", usual)
+    jax.config.update("jax_disable_most_optimizations", usual != "0")
 
 
 @pytest.fixture(autouse=True, scope="module")

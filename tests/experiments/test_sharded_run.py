@@ -18,7 +18,8 @@ CHANGES = {
 def same_metrics(one, other):
     for left, right in zip(runs.rows(one), runs.rows(other), strict=True):
         for metric, value in left.items():
-            if not metric.endswith(("seconds", "tokens_per_second")):
+            # The accuracy of a policy that still is its reference counts margins of 0, whose sign is rounding.
+            if not (metric.endswith(("seconds", "tokens_per_second")) or (metric == "accuracy" and left["step"] == 1)):
                 assert right[metric] == pytest.approx(value, rel=2e-3, abs=2e-4), (left["step"], metric)
 
 

@@ -1,3 +1,4 @@
+import gc
 import os
 import resource
 import shutil
@@ -23,8 +24,15 @@ from tests.training import toy
 ROOT = Path(__file__).resolve().parents[2]
 P = jax.sharding.PartitionSpec
 # Where one read fails, others of the same restore may end after Orbax has closed its event loop, and say so.
-late_reads = pytest.mark.filterwarnings("ignore:Exception ignored in. None:pytest.PytestUnraisableExceptionWarning")
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 CONFIG = {"name": "toy", "workdir": "a", "train": {"steps": 8}, "optimizer": {"learning_rate": 0.01}}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def late_reads_are_over():
+    """Within this module, whose tests forgive them."""
+    yield
+    gc.collect()
 
 
 def small(value=0.0):
@@ -143,7 +151,6 @@ def garble_json(folder):
         file.write_text("{")
 
 
-@late_reads
 @pytest.mark.parametrize("damage", [truncate, remove_data, flip_a_byte, remove_item, garble_json])
 def test_a_damaged_newest_checkpoint_falls_back(tmp_path, capsys, damage):
     def make(value):
@@ -163,7 +170,6 @@ def test_a_damaged_newest_checkpoint_falls_back(tmp_path, capsys, damage):
     same_bits(restore(tmp_path, abstract=make(0)).state, make(33))
 
 
-@late_reads
 def test_if_none_can_be_read_nothing_is_touched(tmp_path):
     save(tmp_path, [2, 3])
     for step in (2, 3):
