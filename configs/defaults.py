@@ -20,6 +20,7 @@ from jaxalign.errors import UserError
 from jaxalign.losses.class_alignment import cafa_loss
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
+from jaxalign.losses.multi_objective import multi_objective_loss
 from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.losses.ppo import ppo_loss
 from jaxalign.losses.preference import preference_loss
@@ -314,7 +315,9 @@ def diagnostics() -> ml_collections.ConfigDict:
     return config
 
 
-PREFERENCE_LOSSES = {function.__name__: function for function in (preference_loss, unpaired_loss, symbolic_loss)}
+PREFERENCE_LOSSES = {
+    function.__name__: function for function in (preference_loss, unpaired_loss, symbolic_loss, multi_objective_loss)
+}
 
 
 def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.ConfigDict:
@@ -332,6 +335,7 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.data.chosen_score_field = "chosen_score"
     config.data.rejected_score_field = "rejected_score"
     config.data.annotator_field = "annotator"  # who judged, where the source says
+    config.data.objectives_field = "objectives"  # {name: 1, -1 or 0}: which completion each objective prefers
     config.data.completion_field = "completion"  # of labelled rows
     config.data.label_field = "label"  # true: desirable
     config.data.max_completion_tokens = 256
@@ -362,6 +366,11 @@ def preference(name: str, method: str = "dpo", *, steps: int) -> ml_collections.
     config.preference.gate = "identity"
     # loss (its gradient) | normalised: the gradients of chosen and of rejected log-probs get equal norms
     config.preference.gradient = "loss"
+    # Several objectives, name -> weight, of sum 1; "brief" prefers the shorter completion where a row does not say
+    config.preference.objectives = ml_collections.ConfigDict()
+    # How their gradients are made into one: raco | cagrad (raco without clipping) | weighted | min_norm (MGDA)
+    config.preference.conflict = "raco"
+    config.preference.radius = 0.4  # c in [0, 1) of raco and cagrad: size of the correction over that of the gradient
 
     config.loss = options_of(loss, row.loss)
     config.diagnostics = diagnostics()

@@ -23,7 +23,8 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
 
     The questions are those of `config.data.source`. Of each the best and the worst completion by the first reward are a
     pair, then the next of both ends, up to `config.samples.pairs_per_question` different ones; completions of equal
-    reward, and those that could not be scored, are none.
+    reward, and those that could not be scored, are none. As objectives a pair is judged by "correct", the first reward,
+    and by every other reward under its name.
 
     Raises UserError: not a single pair.
     """
@@ -37,6 +38,7 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
     )
     sampler = Sampler(model.decoder, sampling, slots=options.slots or None, mesh=model.mesh)
     key = jax.random.fold_in(jax.random.key(config.seed), 2)
+    judges = ("correct", *rewards.names[1:])
     lines, solved = [], []
     session.print(f"  sampling {options.per_question} completions of each of {count} questions ...")
     for start in range(0, count, options.questions_at_once):
@@ -48,7 +50,8 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
         found = gather(found)
         texts = completion_texts(model.tokenizer, found.ids, found.lengths)
         repeated = [question for question in batch for _ in range(options.per_question)]
-        scores = score_completions(rewards, texts, repeated).rewards[:, 0]
+        each = score_completions(rewards, texts, repeated).rewards
+        scores = each[:, 0]
         solved.append(np.nan_to_num(scores))
         for number, question in enumerate(batch):
             own = range(number * options.per_question, (number + 1) * options.per_question)
@@ -58,6 +61,7 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
                 ids = [found.ids[row][: found.lengths[row]].tolist() for row in (best, worst)]
                 if scores[best] > scores[worst] and ids not in seen and len(seen) < options.pairs_per_question:
                     seen.append(ids)
+                    signs = np.nan_to_num(np.sign(each[best] - each[worst])).astype(int).tolist()
                     lines.append(
                         {
                             "prompt": question["prompt"],
@@ -65,6 +69,7 @@ def sample_pairs(config, model: Model, params, rewards: RewardRunner, path: Path
                             "rejected": texts[worst],
                             "chosen_score": float(scores[best]),
                             "rejected_score": float(scores[worst]),
+                            "objectives": dict(zip(judges, signs, strict=True)),
                             "prompt_ids": question["prompt_ids"],
                             "chosen_ids": ids[0],
                             "rejected_ids": ids[1],

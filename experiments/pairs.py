@@ -12,10 +12,10 @@ from experiments.questions import PROMPT_BUCKET, encode_prompt, padded
 from jaxalign.controllers import label_confidence, reward_shift
 from jaxalign.controllers.label_confidence import LabelConfidence
 from jaxalign.controllers.reward_shift import RewardShift
-from jaxalign.data.preferences import Preference, Preferences
+from jaxalign.data.preferences import Preference, Preferences, sign
 from jaxalign.decoding.sampler import bucket_length
 from jaxalign.errors import UserError
-from jaxalign.gradients.pair_normalisation import normalised_halves
+from jaxalign.gradients.pair_normalisation import joined_halves, normalised_halves
 from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, preference_loss
 from jaxalign.losses.preference import is_batch_coupled as pairs_interact
 from jaxalign.losses.preference_confidence import confidence_loss, implied_margin
@@ -40,7 +40,7 @@ class PairBatch(NamedTuple):
     prompt_lengths: chex.Array  # [P]
     completions: chex.Array  # [P, 2, T]
     mask: chex.Array  # [P, 2, T]
-    side: chex.Array  # [P]: the label of labelled rows, else the difference of scores
+    side: chex.Array  # [P]: the label of labelled rows, else the difference of scores; [P, m]: signs of m objectives
     reference: chex.Array | None = None  # [P, 2]: summed log-probs under the reference, nats
     annotator: chex.Array | None = None  # [P]: the number of who judged; -1: somebody that training has not seen
     weight: chex.Array | None = None  # [P]: of labelled rows
@@ -70,13 +70,22 @@ def read_preferences(spec: str, tokenizer, config) -> Preferences:
 
 
 class Collate:
-    """Rows -> host arrays of one shape, wide enough for every row of `data`. `annotators` are numbered by order."""
+    """Rows -> host arrays of one shape, wide enough for every row of `data`. `annotators` are numbered by order.
 
-    def __init__(self, *data: Sequence[Preference], labelled: bool, annotators: Sequence[str] = ("",)):
+    With `objectives` the third column is their signs.
+    """
+
+    def __init__(
+        self,
+        *data: Sequence[Preference],
+        labelled: bool,
+        annotators: Sequence[str] = ("",),
+        objectives: Sequence[str] = (),
+    ):
         rows = [row for preferences in data for row in preferences]
         self._prompt_width = bucket_length([len(row.prompt_ids) for row in rows], PROMPT_BUCKET)
         self._width = bucket_length([len(ids) for row in rows for ids in row.completion_ids], COMPLETION_BUCKET)
-        self._labelled = labelled
+        self._labelled, self._objectives = labelled, tuple(objectives)
         self._annotators = {name: number for number, name in enumerate(annotators)}
 
     def __call__(self, rows: Sequence[Preference], size: int | None = None) -> PairBatch:
@@ -86,17 +95,24 @@ class Collate:
         prompts, lengths = padded([row.prompt_ids for row in [*rows, *filler]], self._prompt_width)
         completions = np.zeros((size, 2, self._width), np.int32)
         mask = np.zeros((size, 2, self._width), np.float32)
-        side = np.zeros(size, np.float32)
+        side = np.zeros((size, *self._side_shape), np.float32)
         annotator = np.full(size, -1, np.int32)
         weight = np.zeros(size, np.float32)
         for number, row in enumerate(rows):
             for which, ids in enumerate(row.completion_ids):
                 completions[number, which, : len(ids)] = ids
                 mask[number, which, : len(ids)] = 1
-            side[number] = row.label if self._labelled else row.score_difference or 0.0
+            if self._objectives:
+                side[number] = [sign(row, name) for name in self._objectives]
+            else:
+                side[number] = row.label if self._labelled else row.score_difference or 0.0
             annotator[number] = self._annotators.get(row.annotator, -1)
             weight[number] = row.weight
         return PairBatch(prompts, lengths, completions, mask, side, None, annotator, weight)
+
+    @property
+    def _side_shape(self) -> tuple[int, ...]:
+        return (len(self._objectives),) if self._objectives else ()
 
     def abstract(self, size: int, *, with_reference: bool) -> PairBatch:
         """The shapes of a batch of that many rows."""
@@ -109,7 +125,7 @@ class Collate:
             array(dtype=jnp.int32),
             array(2, self._width, dtype=jnp.int32),
             array(2, self._width),
-            array(),
+            array(*self._side_shape),
             array(2) if with_reference else None,
             array(dtype=jnp.int32),
             array(),
@@ -140,6 +156,9 @@ class Measure:
 
     Raises UserError: unknown loss, a formula that cannot be read.
     """
+
+    objectives: tuple[str, ...] = ()  # see experiments.multi_objective
+    combine = None
 
     def __init__(self, config):
         self.options = dict(config.loss)
@@ -202,26 +221,36 @@ class Measure:
 
     def _pairs(self, sums: Sums, reference, side, mask) -> tuple[PairLogProbs, dict]:
         """What a loss of pairs reads, and its options."""
-        references = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
-        columns = (sums.log_probs[:, 0], sums.log_probs[:, 1], *references, sums.lengths[:, 0], sums.lengths[:, 1])
         offset = {"offset": self._offset_scale * side} if self.options.get("loss") == "odpo" else {}
-        return PairLogProbs(*columns, mask), self.options | offset
+        return pair_log_probs(sums, reference, mask), self.options | offset
 
 
-def make_loss(decoder, preference, measure: Measure) -> Callable:
+def pair_log_probs(sums: Sums, reference, mask) -> PairLogProbs:
+    """`reference` [P, 2], or None."""
+    references = (None, None) if reference is None else (reference[:, 0], reference[:, 1])
+    columns = (sums.log_probs[:, 0], sums.log_probs[:, 1], *references, sums.lengths[:, 0], sums.lengths[:, 1])
+    return PairLogProbs(*columns, mask)
+
+
+def make_loss(decoder, preference, measure) -> Callable:
     """loss_fn(params, PairBatch, key, extra) -> Objective; cut at the sums if the rows of a batch interact, or if the
-    loss follows what it sees, or if the gradient is to come in two halves."""
+    loss follows what it sees, or if its gradient comes in parts (of both completions, or of several objectives).
+
+    measure: a `Measure`, or `experiments.multi_objective.Objectives`.
+    """
     score = make_score(decoder, preference)
+    halves = preference.gradient == "normalised"
 
     def outputs(params, batch: PairBatch, key, extra) -> Sums:
         del key, extra
         return score(params, batch)
 
-    def arguments(sums: Sums, batch: PairBatch):
-        return sums, batch.reference, batch.side, jnp.ones_like(batch.side)
+    def arguments(sums, batch: PairBatch):
+        return sums, batch.reference, batch.side, jnp.ones(len(batch.side), batch.side.dtype)
 
-    def objective(sums: Sums, batch: PairBatch, key, extra) -> Objective:
+    def objective(sums, batch: PairBatch, key, extra) -> Objective:
         del key
+        sums = joined_halves(sums) if halves else sums
         known = dict(state=extra.get(TRACKED), annotator=batch.annotator, weight=batch.weight if weighted else None)
         return measure(*arguments(sums, batch), **known, training=True)
 
@@ -229,6 +258,6 @@ def make_loss(decoder, preference, measure: Measure) -> Callable:
         return {TRACKED: measure.follow(extra[TRACKED], *arguments(sums, batch), batch.annotator)}
 
     weighted = preference.density_ratio.enabled
-    combine = normalised_halves if preference.gradient == "normalised" else None
-    loss = CoupledLoss(outputs, objective, update=update if measure.tracked else None, combine=combine)
+    combine, copies = (normalised_halves, 2) if halves else (measure.combine, len(measure.objectives) or 1)
+    loss = CoupledLoss(outputs, objective, update if measure.tracked else None, None, combine, copies if combine else 1)
     return loss if measure.batch_coupled or measure.tracked or combine else loss.__call__

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from experiments.entanglement import EntanglementMonitor
+from experiments.multi_objective import Objectives, check_objectives, takes_objectives
 from experiments.own_samples import sample_pairs
 from experiments.pairs import TRACKED, Collate, Measure, PairBatch, Sums, make_loss, make_score, read_preferences
 from experiments.prompt_distributions import weigh_by_prompts
@@ -55,7 +56,7 @@ class Scorer:
 class HeldOutPairs:
     """Loss, margins, accuracies and log-probs on held-out rows, all of them in one call of the loss."""
 
-    def __init__(self, rows: Sequence[Preference], scorer: Scorer, measure: Measure, collate: Collate):
+    def __init__(self, rows: Sequence[Preference], scorer: Scorer, measure, collate: Collate):
         self._rows, self._scorer, self._measure = rows, scorer, measure
         batch = collate(rows)
         self._side, self._annotator = batch.side, batch.annotator
@@ -80,25 +81,30 @@ class HeldOutPairs:
         return {f"pairs/{name}": float(value) for name, value in means.items()}
 
     def record(self, session: Session, params, when: str) -> None:
-        """Hands the table of the session the accuracy, and the mean log-probs of both completions."""
+        """Hands the table of the session the accuracy (that of each objective on the rows that it judges), and the mean
+        log-probs of both completions."""
         if session.has("held-out log-prob, first completion", when):
             return
         session.print(f"  scoring {len(self)} held-out rows {when} training ...")
         sums = self._scorer(params, self._rows)
-        if not self._measure.labelled:
+        for name, sign in zip(self._measure.objectives, self._side.T, strict=False):
+            if sign.any():
+                session.record(f"held-out accuracy, {name} (ties 1/2)", when, self._right(sums, sign)[sign != 0])
+        if not (self._measure.labelled or self._measure.objectives):
             session.record("held-out preference accuracy (ties 1/2)", when, self._right(sums))
         session.record("held-out log-prob, first completion", when, sums.log_probs[:, 0], "nats")
         session.record("held-out log-prob, second completion", when, sums.log_probs[:, 1], "nats")
 
-    def _right(self, sums: Sums) -> np.ndarray:
+    def _right(self, sums: Sums, sign=1.0) -> np.ndarray:
         rewards = sums.log_probs if self._reference is None else sums.log_probs - self._reference
         if self._measure.uses_means:
             rewards = rewards / np.maximum(sums.lengths, 1)
-        return (1 + np.sign(rewards[:, 0] - rewards[:, 1])) / 2
+        return (1 + np.sign(sign * (rewards[:, 0] - rewards[:, 1]))) / 2
 
 
 def check(config) -> None:
     """Refuses settings that cannot work together. Raises UserError."""
+    check_objectives(config)
     preference = config.preference
     if preference.pairs_per_step % config.train.micro_batches:
         raise UserError(
@@ -140,7 +146,7 @@ def check(config) -> None:
         raise UserError("config.diagnostics.every and config.diagnostics.pairs must be at least 1")
 
 
-def check_start(policy: Sums, reference: Sums, measure: Measure, side) -> None:
+def check_start(policy: Sums, reference: Sums, measure, side) -> None:
     """Before the first step the policy is its reference: margin 0, KL 0, and the loss (of DPO: log 2) that follows.
 
     Raises UserError: it is not.
@@ -164,7 +170,7 @@ def run(config, workdir: str) -> None:
     check(config)
     preference = config.preference
     with Session(config, workdir) as session:
-        measure = Measure(config)
+        measure = Objectives(config) if takes_objectives(config) else Measure(config)
         model = build_model(config)
         policy = build_policy(config, model)
         session.print(f"model: {model.source}")  # the first line: which weights, and why these
@@ -189,7 +195,13 @@ def run(config, workdir: str) -> None:
         if config.data.held_out_pairs:
             held_out_rows = read_preferences(config.data.held_out_pairs, model.tokenizer, config).rows
             held_out_rows = held_out_rows[: config.evaluation.max_pairs]
-        collate = Collate(train.rows, held_out_rows, labelled=preference.labelled, annotators=train.annotators)
+        collate = Collate(
+            train.rows,
+            held_out_rows,
+            labelled=preference.labelled,
+            annotators=train.annotators,
+            objectives=measure.objectives,
+        )
         batches = Batches(train, preference.pairs_per_step, seed=config.seed)
         held_out = None
         if config.data.held_out:
@@ -205,6 +217,7 @@ def run(config, workdir: str) -> None:
                 "data": f"{spec}: {len(train)} {kind}"
                 + (f", {train.describe_left_out()}" if train.left_out else "")
                 + (f"; held out: {len(held_out_rows)} of {config.data.held_out_pairs}" if held_out_rows else ""),
+                "objectives": measure.check_judged(train, spec) if measure.objectives else None,
                 "step": f"{preference.pairs_per_step} {kind} under the loss {measure.name}",
                 "held out": config.data.held_out or None,
             },

@@ -18,7 +18,7 @@ import numpy as np
 import optax
 
 from jaxalign.diagnostics.entanglement import CASES, entanglement, pair_and_batch_products, pair_gradients
-from jaxalign.gradients.pair_normalisation import normalised_halves, normalised_pair_gradient
+from jaxalign.gradients.pair_normalisation import joined_halves, normalised_halves, normalised_pair_gradient
 from jaxalign.losses.preference import PairLogProbs, preference_loss
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.decoder import Decoder
@@ -115,6 +115,7 @@ def _preference_steps(params, batches: Rows, normalised: bool):
 
     def objective(found, batch, key, extra):
         del key, extra
+        found = joined_halves(found) if normalised else found
         (chosen, rejected), (first, second) = found.T, batch["reference"].T
         counts = batch["rows"].mask.sum(-1)
         pairs = PairLogProbs(chosen, rejected, first, second, counts[:, 0], counts[:, 1], jnp.ones_like(chosen))
@@ -124,6 +125,7 @@ def _preference_steps(params, batches: Rows, normalised: bool):
         lambda params, batch, key, extra: log_probs(params, batch["rows"]),
         objective,
         combine=normalised_halves if normalised else None,
+        copies=2 if normalised else 1,
     )
 
     def step(current, rows):

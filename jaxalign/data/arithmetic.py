@@ -88,10 +88,10 @@ class Arithmetic:
 
 
 class ArithmeticPairs:
-    """The questions of `Arithmetic` with a right and a wrong answer: {'prompt', 'chosen', 'rejected', 'answer', 'id'}.
+    """The questions of `Arithmetic` with a right and a wrong answer.
 
-    The wrong answer is off by 1 to 9, by how much follows from a hash of (seed, question). Options are those of
-    `Arithmetic`.
+    Rows are {'prompt', 'chosen', 'rejected', 'answer', 'id', 'objectives': {'correct': 1}}. The wrong answer is off by
+    1 to 9, by how much follows from a hash of (seed, question). Options are those of `Arithmetic`.
     """
 
     def __init__(self, split: str = "train", seed: int = 0, **options):
@@ -105,7 +105,11 @@ class ArithmeticPairs:
         draw = digest(self._seed, f"wrong {question['prompt']}")
         right, distance = int(question["answer"]), 1 + draw[0] % 9
         wrong = right - distance if draw[1] % 2 and right >= distance else right + distance
-        return question | {"chosen": question["answer"], "rejected": str(wrong)}
+        return question | {
+            "chosen": question["answer"],
+            "rejected": str(wrong),
+            "objectives": {"correct": 1},
+        }
 
     def where(self, index: int) -> str:
         return self._questions.where(index)

@@ -16,7 +16,8 @@ from jaxalign.errors import UserError
 
 
 class HarmPairs:
-    """A source of {'prompt', 'chosen', 'rejected', 'chosen_score', 'rejected_score', 'category', 'annotator', 'id'}.
+    """A source of {'prompt', 'chosen', 'rejected', 'chosen_score', 'rejected_score', 'category', 'annotator', 'id',
+    'objectives': {'harmless': 1}}.
 
     Scores are minus the harm, so that more is better. All pairs of one request fall on the same side of the split,
     which follows from a hash of (seed, request); `per_prompt` limits how many pairs one request gives (the first ones
@@ -121,6 +122,7 @@ def _pairs_of(prompt, answers, seed, per_prompt, least_difference) -> list[dict]
                 "chosen_score": -low,
                 "rejected_score": -high,
                 "category": kind,
+                "objectives": {"harmless": 1},
             }
         )
     rows.sort(key=lambda row: digest(seed, row["chosen"] + "\0" + row["rejected"]))

@@ -7,7 +7,11 @@ A row of the source is one of
     {"prompt": ..., "completion": ..., "label": true}      a labelled completion
 
 where a prompt is a text or a list of messages, and a completion a text or a list of messages that ends with the
-assistant's. Pairs may carry scores of both completions. Ids in place of texts (`prompt_ids`, `chosen_ids`,
+assistant's. Pairs may carry scores of both completions, and judgements of several objectives,
+
+    {..., "objectives": {"helpful": 1, "brief": -1}}       1: chosen is better, -1: rejected is, 0: neither
+
+Ids in place of texts (`prompt_ids`, `chosen_ids`,
 `rejected_ids`) are taken as they are, so that what a model sampled is never decoded and encoded again.
 
 Everything is read, checked and encoded when the data is opened: a mistake in the last row is known before training.
@@ -34,6 +38,22 @@ class Preference(NamedTuple):
     rejected: Any = None
     annotator: str = ""  # who judged, where the source says
     weight: float = 1.0  # of a labelled row, beside the loss's own
+    objectives: Mapping[str, int] | None = None  # of a pair: +1 where the objective prefers chosen, -1 rejected, 0 none
+
+
+BRIEF = "brief"  # the objective that needs no judgement: the shorter completion, in tokens
+
+
+def sign(row: Preference, objective: str) -> int:
+    """What the objective prefers: +1 chosen, -1 rejected, 0 neither, or it did not judge the pair.
+
+    `BRIEF` judges by length where the row does not say.
+    """
+    judged = row.objectives or {}
+    if objective == BRIEF and BRIEF not in judged:
+        chosen, rejected = map(len, row.completion_ids)
+        return (chosen < rejected) - (chosen > rejected)
+    return judged.get(objective, 0)
 
 
 class _Bad(ValueError):
@@ -52,8 +72,8 @@ class Preferences:
       encode_prompt: text or messages -> ids.
       encode_completion: text -> ids, end token included.
       fields: the config group with `prompt_field`, `chosen_field`, `rejected_field`, `completion_field`, `label_field`,
-        `chosen_score_field`, `rejected_score_field`, `annotator_field`, `max_prompt_tokens`, `max_completion_tokens`
-        and `bad`: "error", or "skip" for leaving bad rows out.
+        `chosen_score_field`, `rejected_score_field`, `annotator_field`, `objectives_field`, `max_prompt_tokens`,
+        `max_completion_tokens` and `bad`: "error", or "skip" for leaving bad rows out.
       labelled: rows with labels. A pair in the source then becomes two of them; and every row gets, as its second
         completion, that of the nearest earlier row with another prompt (around the end), which KTO's estimate of the KL
         reads.
@@ -107,6 +127,11 @@ class Preferences:
         """The names of those who judged, in order; ("",) where the source names none."""
         return tuple(sorted({row.annotator for row in self.rows}))
 
+    @property
+    def objectives(self) -> tuple[str, ...]:
+        """The names of the objectives that rows judge, in order."""
+        return tuple(sorted({name for row in self.rows for name in row.objectives or {}}))
+
     def describe_left_out(self) -> str:
         """ "3 left out (2 no preference, 1 long prompt)", or nothing."""
         parts = ", ".join(f"{count} {kind}" for kind, count in self.left_out.most_common())
@@ -135,7 +160,8 @@ class Preferences:
                 "no scores",
                 f"has no numbers under {f.chosen_score_field!r} and {f.rejected_score_field!r}, which this loss needs",
             )
-        return Preference(prompt, (chosen, rejected), True, difference, *shown, annotator=self._annotator(row))
+        who, signs = self._annotator(row), _signs(row, f.objectives_field)
+        return Preference(prompt, (chosen, rejected), True, difference, *shown, annotator=who, objectives=signs)
 
     def _labelled(self, row: Mapping[str, Any]) -> list[Preference]:
         f = self._fields
@@ -218,6 +244,21 @@ def _prompt(row: Mapping[str, Any], field: str, prefix: list[Any]) -> Any:
 def _score(row: Mapping[str, Any], field: str) -> float | None:
     value = row.get(field)
     return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _signs(row: Mapping[str, Any], field: str) -> dict[str, int] | None:
+    value = row.get(field)
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise _Bad("no signs", f"has {value!r} under {field!r}, where an object like {{'helpful': 1}} is wanted")
+    for name, found in value.items():
+        if isinstance(found, bool) or found not in (1, 0, -1, None):
+            raise _Bad(
+                "no sign",
+                f"has {found!r} under {field!r} for {name!r}, where 1 (chosen better), -1 (rejected) or 0 is wanted",
+            )
+    return {name: int(found) for name, found in value.items() if found is not None}
 
 
 def _with_mismatched(rows: list[Preference], spec: str) -> list[Preference]:

@@ -2,7 +2,8 @@
 
 g_i are the gradients of m objectives, w the user's weights (on the simplex), g_0 = sum_i w_i g_i, and for p on the
 simplex G_p = sum_i p_i g_i. Everything but the last sum is a function of H_ij = <g_i, g_j>, so that the m gradients are
-read twice and never copied: `gram_matrix`, `raco_coefficients`, `combine`.
+read twice and never copied: `gram_matrix`, `raco_coefficients`, `combine`; `conflict_averse` is all three. They are
+given as m trees, or as an array with m rows.
 
 p and directions do not depend on the scale of H, and every tolerance here is relative: H is divided by its mean
 diagonal first. Gradients of a mean loss over a whole batch go in; H of micro-batches does not add up.
@@ -10,21 +11,24 @@ diagonal first. Gradients of a mean loss over a whole batch go in; H of micro-ba
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.diagnostics.entanglement import inner_product
 from jaxalign.objective import safe_divide
 
+Conflict = Literal["raco", "cagrad", "min_norm"]
 FACES_UP_TO = 6  # objectives for which all 2^m - 1 faces of the simplex are looked at
 
 
 class Correction(NamedTuple):
     """How a combined gradient came about, for metrics."""
 
+    coefficients: jax.Array  # [m]: a of sum_i a_i g_i
     p: jax.Array  # [m], on the simplex: the worst mixture
     p_clipped: jax.Array  # [m]: the mixture that was added; p without clipping
     rho: jax.Array  # cosine of g_0 and the mixture that was added; 0 where one of them vanishes
@@ -33,34 +37,56 @@ class Correction(NamedTuple):
     dropped: jax.Array  # number of objectives left out because their gradient was not finite
 
 
-def objective_gradients(losses: Callable[[Any], jax.Array], params: Any) -> tuple[jax.Array, Any]:
-    """(losses [m], gradients: the tree of params with a leading axis m), by one forward and m backward passes."""
+def objective_gradients(losses: Callable[[Any], jax.Array], params: Any) -> tuple[jax.Array, tuple[Any, ...]]:
+    """(losses [m], m gradients like params), by one forward and m backward passes."""
     values, backward = jax.vjp(losses, params)
     chex.assert_rank(values, 1)
-    return values, jax.vmap(lambda row: backward(row)[0])(jnp.eye(len(values), dtype=values.dtype))
+    return values, tuple(backward(row)[0] for row in jnp.eye(len(values), dtype=values.dtype))
 
 
-def gram_matrix(gradients: Any) -> jax.Array:
-    """H [m, m], H_ij = <g_i, g_j>, of a tree whose leaves have a leading axis m; float32 sums (float64 is kept).
-
-    With parameters cut over devices inside `jax.shard_map`, H is the psum of every device's H.
-    """
-    rows = [leaf.reshape(leaf.shape[0], -1) for leaf in jax.tree.leaves(gradients)]
-    dtype = jnp.promote_types(jnp.float32, jnp.result_type(*rows))
-    rows = [row.astype(dtype) for row in rows]
-    parts = [jnp.matmul(row, row.T, precision=jax.lax.Precision.HIGHEST) for row in rows]
-    return sum(parts[1:], start=parts[0])
+def gram_matrix(gradients: Sequence[Any]) -> jax.Array:
+    """H [m, m], H_ij = <g_i, g_j>, of m trees; float32 sums (float64 is kept). Leaves may lie over devices."""
+    m = len(gradients)
+    products = {(i, j): inner_product(gradients[i], gradients[j]) for i in range(m) for j in range(i + 1)}
+    return jnp.stack([jnp.stack([products[max(i, j), min(i, j)] for j in range(m)]) for i in range(m)])
 
 
-def combine(gradients: Any, coefficients: jax.Array) -> Any:
+def combine(gradients: Sequence[Any], coefficients: jax.Array) -> Any:
     """sum_i a_i g_i; a gradient whose coefficient is 0 may hold anything."""
 
-    def one(leaf: jax.Array) -> jax.Array:
-        a = coefficients.astype(jnp.promote_types(jnp.float32, leaf.dtype))
-        a = a.reshape(-1, *[1] * (leaf.ndim - 1))
-        return jnp.where(a != 0, a * leaf, 0).sum(axis=0).astype(leaf.dtype)
+    def one(*leaves: jax.Array) -> jax.Array:
+        a = coefficients.astype(jnp.promote_types(jnp.float32, leaves[0].dtype))
+        parts = [jnp.where(a[i] != 0, a[i] * leaf, 0) for i, leaf in enumerate(leaves)]
+        return sum(parts[1:], start=parts[0]).astype(leaves[0].dtype)
 
-    return jax.tree.map(one, gradients)
+    return jax.tree.map(one, *gradients)
+
+
+def conflict_averse(
+    gradients: Sequence[Any],
+    weights: Sequence[float] | jax.Array,
+    radius: float = 0.4,
+    kind: Conflict = "raco",
+) -> tuple[Any, Correction]:
+    """(the m gradients made into one, how it came about).
+
+    raco: `raco_coefficients`. cagrad: the same without clipping. min_norm: sum_i p_i g_i with p = `min_norm_mixture`,
+    whatever weights and radius; the correction says how it lies to g_0. A gradient that is not finite makes all of the
+    result so.
+
+    Raises:
+      ValueError: an unknown kind; as `raco_coefficients`.
+    """
+    if kind not in get_args(Conflict):
+        raise ValueError(f"unknown way {kind!r} to combine gradients; choose one of {get_args(Conflict)}")
+    gram = gram_matrix(gradients)
+    if kind == "min_norm":
+        coefficients = min_norm_mixture(gram)
+        gram, w = _checked(gram, weights)
+        correction = _correction(gram, w, coefficients, coefficients, coefficients)
+    else:
+        coefficients, correction = raco_coefficients(gram, weights, radius, clip=kind == "raco")
+    return combine(gradients, coefficients), correction
 
 
 def cagrad_mixture(gram: jax.Array, weights: Sequence[float] | jax.Array, radius: float) -> tuple[jax.Array, jax.Array]:
@@ -101,8 +127,8 @@ def min_norm_mixture(gram: jax.Array) -> jax.Array:
     """
     m = len(gram)
     gram, _ = _checked(gram, jnp.full(m, 1 / m))
-    scaled, _ = _scaled(gram)
-    return _least(scaled, jnp.zeros(m, gram.dtype), jnp.ones((), gram.dtype), jnp.ones(m, bool))[0]
+    scaled, scale = _scaled(gram)
+    return _least(scaled, jnp.zeros(m, gram.dtype), jnp.ones((), gram.dtype), jnp.ones(m, bool))[0] + 0 * scale
 
 
 def raco_coefficients(
@@ -145,13 +171,18 @@ def raco_coefficients(
     weighted_norm = _norm(scaled, w)
     p, _ = _least(scaled, scaled @ w, radius * weighted_norm, kept)
     p_clipped = jnp.minimum(p, w) if clip else p
-    norm = _norm(scaled, p_clipped)
-    a = w + safe_divide(radius * weighted_norm, norm) * p_clipped + 0 * scale
+    a = w + safe_divide(radius * weighted_norm, _norm(scaled, p_clipped)) * p_clipped + 0 * scale
+    return a, _correction(gram, w, a, p, p_clipped, (~kept).sum())
+
+
+def _correction(
+    gram: jax.Array, w: jax.Array, a: jax.Array, p: jax.Array, p_clipped: jax.Array, dropped: int | jax.Array = 0
+) -> Correction:
+    scaled, scale = _scaled(gram)
+    weighted_norm, norm, lengths = _norm(scaled, w), _norm(scaled, p_clipped), jnp.sqrt(jnp.diag(scaled))
     rho = safe_divide(w @ scaled @ p_clipped, weighted_norm * norm)
-    lengths = jnp.sqrt(jnp.diag(scaled))
     cosines = safe_divide(scaled, lengths[:, None] * lengths)
-    dropped = (~kept).sum()
-    return a, Correction(p, p_clipped, rho, weighted_norm * jnp.sqrt(scale), cosines, dropped)
+    return Correction(a, p, p_clipped, rho, weighted_norm * jnp.sqrt(scale), cosines, jnp.asarray(dropped))
 
 
 def _checked(gram: jax.Array, weights: Sequence[float] | jax.Array) -> tuple[jax.Array, jax.Array]:

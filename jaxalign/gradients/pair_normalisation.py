@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.diagnostics.entanglement import PairScore, inner_product, pair_gradients
-from jaxalign.objective import safe_divide
+from jaxalign.objective import Metrics, safe_divide
 
 
 def normalised_pair_gradient(chosen: Any, rejected: Any, *, keep_norm: bool = True) -> Any:
@@ -37,13 +37,19 @@ def normalised_pair_gradient(chosen: Any, rejected: Any, *, keep_norm: bool = Tr
     return jax.tree.map(lambda g: g * scale, found)
 
 
-def normalised_halves(by_chosen: Any, by_rejected: Any) -> Any:
-    """The same from the two halves of a loss's gradient, -G_w and G_l: for `CoupledLoss(combine=...)`.
+def joined_halves(copies: tuple[Any, Any]) -> Any:
+    """Outputs [rows, 2] whose first column is that of copy 0 and whose second that of copy 1: for the objective of a
+    `CoupledLoss(combine=normalised_halves, copies=2)`."""
+    return jax.tree.map(lambda first, second: jnp.stack([first[:, 0], second[:, 1]], axis=1), *copies)
+
+
+def normalised_halves(by_chosen: Any, by_rejected: Any) -> tuple[Any, Metrics]:
+    """(gradient, no metrics): the same from the two halves of a loss's gradient, -G_w and G_l; see `joined_halves`.
 
     The batch form: G are sums over the batch, weighted by the loss's sensitivities, and what is promised is promised
     for those sums. Keeps the norm of the loss's gradient.
     """
-    return normalised_pair_gradient(jax.tree.map(jnp.negative, by_chosen), by_rejected)
+    return normalised_pair_gradient(jax.tree.map(jnp.negative, by_chosen), by_rejected), {}
 
 
 def mean_of_normalised_pairs(

@@ -6,7 +6,7 @@ objectives are made into one is in `jaxalign.gradients.conflict_averse`.
 """
 
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import chex
 import jax
@@ -16,7 +16,7 @@ from jax.nn import log_sigmoid
 
 from jaxalign.losses.aggregation import sum_type, where_counted
 from jaxalign.losses.preference import PairLogProbs
-from jaxalign.objective import Metrics, Objective
+from jaxalign.objective import Metrics, Objective, safe_divide
 
 Difference = Literal["log_ratio", "mean_log_ratio", "mean_log_prob"]
 
@@ -110,16 +110,23 @@ def weighted_loss(
     delta: jax.Array,
     signs: jax.Array,
     weights: Sequence[float],
+    names: Sequence[str] = (),
     *,
     beta: float = 0.1,
     mask: jax.Array | None = None,
+    drop_ties: bool = False,
 ) -> Objective:
-    """sum_i w_i L_i of `objective_losses`, ties included: the weighted baseline (DPO-LW), RACO with radius 0.
+    """sum_i w_i L_i of `objective_losses`: the weighted baseline (DPO-LW), RACO with radius 0.
 
-    Metrics are those of the objectives with their number behind (`accuracy_0`), and `loss_0`, the loss of each.
+    Its weight is sum(mask), whatever the ties; with `drop_ties` the rows interact through the number of each
+    objective's ties. Metrics are those of the objectives with their name, or number, behind (`accuracy_0`), and
+    `loss_0`, the loss of each.
 
     Args:
+      delta: [B], or [m, B]: each objective's own. Then the gradient by row i is that of L_i, not w_i times it: for
+        taking the gradients of the objectives apart (`jaxalign.gradients.conflict_averse`).
       weights: m numbers >= 0 with sum 1.
+      names: of the m objectives.
 
     Raises:
       ValueError: other weights; what `objective_losses` raises.
@@ -127,13 +134,49 @@ def weighted_loss(
     given = np.asarray(weights, np.float64)
     if given.shape != signs.shape[:1] or not (given >= 0).all() or abs(given.sum() - 1) > 1e-5:
         raise ValueError(f"weights {given.tolist()} must be {len(signs)} numbers of at least 0 whose sum is 1")
-    objectives = objective_losses(delta, signs, beta=beta, mask=mask)
-    totals = jnp.stack([objective.total for objective in objectives])
+    apart = jnp.ndim(delta) == 2
+    deltas = delta if apart else [delta] * len(signs)
+    objectives = [
+        objective_losses(one, sign[None], beta=beta, mask=mask, drop_ties=drop_ties)[0]
+        for one, sign in zip(deltas, signs, strict=True)
+    ]
+    weight = jnp.asarray(signs.shape[1] if mask is None else jnp.sum(mask), objectives[0].total.dtype)
+    totals = jnp.stack([found.total * safe_divide(weight, found.weight) for found in objectives])
     metrics: Metrics = {}
-    for number, objective in enumerate(objectives):
-        metrics[f"loss_{number}"] = (jax.lax.stop_gradient(objective.total), objective.weight)
-        metrics |= {f"{name}_{number}": value for name, value in objective.metrics.items()}
-    return Objective(jnp.asarray(given, totals.dtype) @ totals, objectives[0].weight, metrics)
+    for name, objective in zip(names or range(len(objectives)), objectives, strict=True):
+        metrics[f"loss_{name}"] = (jax.lax.stop_gradient(objective.total), objective.weight)
+        metrics |= {f"{metric}_{name}": value for metric, value in objective.metrics.items()}
+    total = jnp.asarray(given, totals.dtype) @ totals
+    if apart:
+        total = jax.lax.stop_gradient(total - totals.sum()) + totals.sum()
+    return Objective(total, weight, metrics)
+
+
+def multi_objective_loss(
+    pairs: PairLogProbs | Sequence[PairLogProbs],
+    signs: jax.Array,
+    weights: Sequence[float],
+    names: Sequence[str] = (),
+    *,
+    beta: float = 0.1,
+    difference: Difference = "log_ratio",
+    drop_ties: bool = False,
+) -> Objective:
+    """`weighted_loss` of `pair_difference`; of m equal copies of the pairs: objective i reads copy i alone.
+
+    The gradient by copy i is then that of L_i, without its weight.
+
+    Raises:
+      ValueError: as the two.
+
+    arXiv 2602.02495.
+    """
+    options: dict[str, Any] = {"beta": beta, "drop_ties": drop_ties}
+    if isinstance(pairs, PairLogProbs):
+        delta, mask = pair_difference(pairs, difference)
+        return weighted_loss(delta, signs, weights, names, mask=mask, **options)
+    deltas, masks = zip(*(pair_difference(one, difference) for one in pairs), strict=True)
+    return weighted_loss(jnp.stack(deltas), signs, weights, names, mask=masks[0], **options)
 
 
 def amopo_loss(pairs: PairLogProbs, signs: jax.Array, weights: Sequence[float], *, beta: float = 0.1) -> Objective:
@@ -144,5 +187,4 @@ def amopo_loss(pairs: PairLogProbs, signs: jax.Array, weights: Sequence[float], 
     Raises:
       ValueError: as `weighted_loss`.
     """
-    delta, mask = pair_difference(pairs, "mean_log_prob")
-    return weighted_loss(delta, signs, weights, beta=beta, mask=mask)
+    return multi_objective_loss(pairs, signs, weights, beta=beta, difference="mean_log_prob")

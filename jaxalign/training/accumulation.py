@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxalign.objective import Objective
+from jaxalign.objective import Metrics, Objective
 from jaxalign.objective import add as add_objectives
 
 # loss_fn(params, batch, key, extra) -> Objective, whose value for a batch is the sum of those of its parts
@@ -22,8 +22,10 @@ class CoupledLoss(NamedTuple):
       (outputs, shared) in place of outputs.
     update: (outputs, batch, extra) -> the entries of `TrainState.extra` that a step changes, from the outputs of all
       rows before the step; for a controller that follows what the loss sees. Once per step.
-    combine: where the outputs are arrays [rows, 2] (both completions of pairs), (gradient through column 0, gradient
-      through column 1) -> what is taken in place of their sum, which is the loss's gradient.
+    combine: (gradient through copy 0, gradient through copy 1, ...) -> (what is taken in place of their sum, which is
+      the gradient of the loss; metrics of it). The objective is then given a tuple of `copies` equal outputs (each with
+      what is shared, if anything is), and by what it reads of which copy gradients are told apart: those of several
+      objectives, or those through both completions of pairs. Each is of the whole batch, for one more backward pass.
 
     In micro-batches it is taken in two passes: the outputs of all micro-batches without gradient, the objective and
     its gradient by the outputs once for the whole batch, then micro-batch by micro-batch the outputs again with that
@@ -35,18 +37,25 @@ class CoupledLoss(NamedTuple):
     objective: Callable[[Any, Any, jax.Array, Any], Objective]
     update: Callable[[Any, Any, Any], dict[str, Any]] | None = None
     shared: Callable[[Any], Any] | None = None
-    combine: Callable[[Any, Any], Any] | None = None
+    combine: Callable[..., tuple[Any, Metrics]] | None = None
+    copies: int = 1
 
     def __call__(self, params, batch, key, extra) -> Objective:
-        return self.judge((self.outputs(params, batch, key, extra), self.learned(params)), batch, key, extra)
+        given = self.outputs(params, batch, key, extra), self.learned(params)
+        return self.judge((given,) * self.copies, batch, key, extra)
 
     def learned(self, params) -> Any:
         """What is shared, or nothing."""
         return () if self.shared is None else self.shared(params)
 
-    def judge(self, given: tuple[Any, Any], batch, key, extra) -> Objective:
-        """The objective of (outputs, learned)."""
-        return self.objective(given[0] if self.shared is None else given, batch, key, extra)
+    def judge(self, given: tuple[tuple[Any, Any], ...], batch, key, extra) -> Objective:
+        """The objective of `copies` times (outputs, learned)."""
+        copies = tuple(outputs for outputs, _ in given) if self.shared is None else given
+        return self.objective(copies[0] if self.combine is None else copies, batch, key, extra)
+
+    def combined(self, gradients: tuple[Any, ...]) -> tuple[Any, Metrics]:
+        """What is taken of the gradients through the copies."""
+        return (gradients[0], {}) if self.combine is None else self.combine(*gradients)
 
 
 # attach(frozen, params) -> what a loss takes as its params
@@ -78,13 +87,13 @@ def sums_and_extra(
     loss_fn: LossFn | CoupledLoss, params, batch, key, extra, micro_batches: int = 1
 ) -> tuple[Objective, Any, dict[str, Any]]:
     """`sums`, and what the `update` of a `CoupledLoss` changes in `extra` ({} without one)."""
-    if isinstance(loss_fn, CoupledLoss) and loss_fn.combine is not None:
-        return _in_halves(loss_fn, params, batch, key, extra, micro_batches)
-    if isinstance(loss_fn, CoupledLoss) and (micro_batches > 1 or loss_fn.update is not None):
+    if isinstance(loss_fn, CoupledLoss) and (micro_batches > 1 or loss_fn.update or loss_fn.combine):
         in_passes = _in_two_passes if micro_batches > 1 else _in_one_pass
         objective, gradients, outputs = in_passes(loss_fn, params, batch, key, extra, micro_batches)
+        gradient, metrics = loss_fn.combined(gradients)
+        objective = objective._replace(metrics=objective.metrics | metrics)
         changed = {} if loss_fn.update is None else jax.lax.stop_gradient(loss_fn.update(outputs, batch, extra))
-        return objective, gradients, changed
+        return objective, gradient, changed
     return *_add_up(loss_fn, params, batch, key, extra, micro_batches), {}
 
 
@@ -106,30 +115,17 @@ def _add_up(loss_fn: LossFn, params, batch, key, extra, micro_batches: int) -> t
     return jax.lax.scan(body, zeros, (stacked, jnp.arange(micro_batches)))[0]
 
 
-def _in_halves(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
-    """`sums_and_extra` with the gradients through both columns, from two copies of the parameters, combined."""
-
-    def outputs(both, *rest):
-        first, second = (loss_fn.outputs(one, *rest) for one in both)
-        return jax.tree.map(lambda a, b: jnp.stack([a[:, 0], b[:, 1]], axis=1), first, second)
-
-    assert loss_fn.combine is not None
-    paired = loss_fn._replace(outputs=outputs, combine=None)
-    objective, halves, changed = sums_and_extra(paired, (params, params), batch, key, extra, micro_batches)
-    return objective, loss_fn.combine(*halves), changed
-
-
 def _in_one_pass(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
-    """(objective, gradient, outputs)"""
+    """(objective, gradients through the copies, outputs)"""
     del micro_batches
     key = jax.random.fold_in(key, 0)
     given, backward = jax.vjp(lambda p: (loss_fn.outputs(p, batch, key, extra), loss_fn.learned(p)), params)
-    objective, cotangents = _value_and_gradient(lambda given: loss_fn.judge(given, batch, key, extra), given)
-    return objective, backward(cotangents)[0], given[0]
+    objective, cotangents = _judged(loss_fn, given, batch, key, extra)
+    return objective, tuple(backward(cotangent)[0] for cotangent in cotangents), given[0]
 
 
 def _in_two_passes(loss_fn: CoupledLoss, params, batch, key, extra, micro_batches: int):
-    """(objective, gradient, outputs)"""
+    """(objective, gradients through the copies, outputs)"""
     stacked = jax.tree.map(lambda leaf: _split(leaf, micro_batches), batch)
     indices = jnp.arange(micro_batches)
 
@@ -139,18 +135,22 @@ def _in_two_passes(loss_fn: CoupledLoss, params, batch, key, extra, micro_batche
     pieces = jax.lax.map(lambda inputs: outputs(params, *inputs), (stacked, indices))
     whole = jax.tree.map(_merge, pieces)
     learned, backward_of_learned = jax.vjp(loss_fn.learned, params)
-    objective, (cotangents, of_learned) = _value_and_gradient(
-        lambda given: loss_fn.judge(given, batch, jax.random.fold_in(key, 0), extra), (whole, learned)
-    )
-    gradients = _add(_zeros_like(params), backward_of_learned(of_learned)[0])
+    objective, cotangents = _judged(loss_fn, (whole, learned), batch, jax.random.fold_in(key, 0), extra)
+    by_outputs, by_learned = zip(*cotangents, strict=True)
+    gradients = tuple(_add(_zeros_like(params), backward_of_learned(one)[0]) for one in by_learned)
 
     def body(gradients, inputs):
-        rows, index, cotangent = inputs
+        rows, index, parts = inputs
         _, backward = jax.vjp(lambda p: outputs(p, rows, index), params)
-        return _add(gradients, backward(cotangent)[0]), None
+        return tuple(_add(sums, backward(part)[0]) for sums, part in zip(gradients, parts, strict=True)), None
 
-    parts = jax.tree.map(lambda leaf: _split(leaf, micro_batches), cotangents)
+    parts = jax.tree.map(lambda leaf: _split(leaf, micro_batches), by_outputs)
     return objective, jax.lax.scan(body, gradients, (stacked, indices, parts))[0], whole
+
+
+def _judged(loss_fn: CoupledLoss, given: tuple[Any, Any], batch, key, extra) -> tuple[Objective, tuple[Any, ...]]:
+    """(objective, its gradient by each copy of `given`)"""
+    return _value_and_gradient(lambda copies: loss_fn.judge(copies, batch, key, extra), (given,) * loss_fn.copies)
 
 
 def _value_and_gradient(function: Callable[[Any], Objective], at) -> tuple[Objective, Any]:

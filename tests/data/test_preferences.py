@@ -9,7 +9,7 @@ import pyarrow.parquet
 import pytest
 
 from experiments.questions import encode_prompt
-from jaxalign.data.preferences import Preferences
+from jaxalign.data.preferences import Preferences, sign
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 
@@ -22,6 +22,7 @@ FIELDS = {
     "chosen_score_field": "chosen_score",
     "rejected_score_field": "rejected_score",
     "annotator_field": "annotator",
+    "objectives_field": "objectives",
     "max_prompt_tokens": 40,
     "max_completion_tokens": 12,
     "bad": "error",
@@ -108,6 +109,18 @@ def test_ids_are_taken_as_they_are(tmp_path):
     assert (found.prompt_ids, found.completion_ids) == ([5, 6], ([7], [8, 9]))
 
 
+def test_objectives_judge_or_leave_it_to_the_length(tmp_path):
+    rows = [
+        GOOD | {"objectives": {"helpful": -1, "kind": 0, "safe": None}},
+        GOOD | {"chosen": "two", "objectives": {"helpful": 1, "brief": 1}},
+        GOOD | {"chosen": "two"},
+    ]
+    found = read(write(tmp_path, rows))
+    assert found.objectives == ("brief", "helpful", "kind")
+    wanted = {"helpful": [-1, 1, 0], "kind": [0, 0, 0], "brief": [0, 1, -1]}  # judged against its length, and unjudged
+    assert {name: [sign(row, name) for row in found] for name in wanted} == wanted
+
+
 def test_labels_come_with_the_completion_of_another_prompt(tmp_path):
     rows = [
         {"prompt": "a", "completion": "1", "label": True},
@@ -138,6 +151,11 @@ BAD = {
     "long completion": (GOOD | {"rejected": "a" * 12}, "a completion of 13 tokens, more than"),
     "empty prompt": (GOOD | {"prompt": ""}, "has no text and no messages under 'prompt'"),
     "no text": (GOOD | {"chosen": 7}, "has a int under 'chosen'"),
+    "no signs": (GOOD | {"objectives": ["helpful"]}, "has ['helpful'] under 'objectives', where an object"),
+    "no sign": (
+        GOOD | {"objectives": {"helpful": 1, "brief": "yes"}},
+        "has 'yes' under 'objectives' for 'brief', where 1 (chosen better)",
+    ),
     "no answer": (GOOD | {"chosen": [{"role": "user", "content": "a"}]}, "does not end with the assistant's message"),
     "different prompts": (
         {

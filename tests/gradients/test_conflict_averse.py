@@ -183,6 +183,8 @@ def test_a_gradient_that_is_not_finite(bad):
     nothing = ca.raco_coefficients(ca.gram_matrix(g * bad), SHARES[3], 0.4, drop_non_finite=True)
     np.testing.assert_array_equal(nothing[0], 0)
     assert int(nothing[1].dropped) == 3
+    for kind in ("raco", "min_norm"):  # nothing that a train step would take for a gradient
+        assert not np.isfinite(ca.conflict_averse(g, SHARES[3], 0.4, kind)[0]).any()
 
 
 def test_trees_of_gradients():
@@ -195,15 +197,34 @@ def test_trees_of_gradients():
 
     values, gradients = ca.objective_gradients(losses, params)
     np.testing.assert_array_equal(values, losses(params))
-    jax.tree.map(np.testing.assert_array_equal, gradients, jax.jacrev(losses)(params))
-    flat = np.concatenate([np.asarray(leaf).reshape(4, -1) for leaf in jax.tree.leaves(gradients)], axis=1)
+    stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *gradients)
+    jax.tree.map(np.testing.assert_array_equal, stacked, jax.jacrev(losses)(params))
+    flat = np.concatenate([leaf.reshape(4, -1) for leaf in jax.tree.leaves(stacked)], axis=1)
     np.testing.assert_allclose(ca.gram_matrix(gradients), flat @ flat.T, rtol=1e-12)
     a = jnp.array([0.1, 0.0, 2.0, -1.0])
     combined = ca.combine(gradients, a)
-    np.testing.assert_allclose(combined["w"], np.einsum("i,ijk->jk", a, gradients["w"]), rtol=1e-12)
+    np.testing.assert_allclose(combined["w"], np.einsum("i,ijk->jk", a, stacked["w"]), rtol=1e-12)
     half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), gradients)
     assert ca.gram_matrix(half).dtype == jnp.float32
     assert ca.combine(half, a)["b"].dtype == jnp.bfloat16
+
+
+def test_every_way_in_one():
+    g, w, c = jnp.asarray(gradients_of(2, 3)), SHARES[3], 0.4
+    gram = ca.gram_matrix(g)
+    wanted = {
+        "raco": ca.raco_coefficients(gram, w, c)[0],
+        "cagrad": ca.raco_coefficients(gram, w, c, clip=False)[0],
+        "min_norm": ca.min_norm_mixture(gram),
+    }
+    for kind, a in wanted.items():
+        found, correction = ca.conflict_averse(g, w, c, kind)
+        np.testing.assert_allclose(found, a @ g, rtol=1e-9)
+        np.testing.assert_array_equal(correction.coefficients, a)
+    mixed, g0 = wanted["min_norm"] @ g, np.array(w) @ g
+    np.testing.assert_allclose(correction.rho, mixed @ g0 / np.linalg.norm(mixed) / np.linalg.norm(g0), rtol=1e-9)
+    with pytest.raises(ValueError, match="unknown way 'mean'"):
+        ca.conflict_averse(g, w, c, "mean")
 
 
 def test_what_is_refused():

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxalign.gradients.pair_normalisation import (
+    joined_halves,
     mean_of_normalised_pairs,
     normalised_halves,
     normalised_pair_gradient,
@@ -54,16 +55,17 @@ def test_halves_of_a_loss_in_micro_batches():
         return scores(params, batch)
 
     def objective(found, batch, key, extra):
+        found = found if isinstance(found, jax.Array) else joined_halves(found)
         one = jnp.ones(len(found))
         return preference_loss(PairLogProbs(*found.T, *batch["reference"].T, one, one, one), beta=0.5)
 
     def gradient(combine, parts):
-        loss_fn = CoupledLoss(outputs, objective, combine=combine)
+        loss_fn = CoupledLoss(outputs, objective, combine=combine, copies=2 if combine else 1)
         found = jax.jit(lambda p: sums(loss_fn, p, rows, jax.random.key(0), {}, parts))(params)
         return found[0].total, np.concatenate([np.asarray(leaf).reshape(-1) for leaf in jax.tree.leaves(found[1])])
 
     plain = gradient(None, 1)
-    both = gradient(lambda a, b: jax.tree.map(jnp.add, a, b), 2)
+    both = gradient(lambda a, b: (jax.tree.map(jnp.add, a, b), {}), 2)
     np.testing.assert_allclose(both[0], plain[0], rtol=1e-5)
     np.testing.assert_allclose(both[1], plain[1], rtol=1e-4, atol=1e-5)
     g, s = flat_gradients(params, rows), np.asarray(scores(params, rows)) - rows["reference"]
