@@ -235,6 +235,7 @@ CASES: dict[str, Builder] = {
     **contract_cases_embeddings.cases(token_case),
 }
 
+CASES["dpo_lw"] = CASES["raco"]  # the same loss; how its gradients are combined is in tests/gradients
 CASES["ttm"] = CASES["siglip"]  # the same loss; its matchings are in tests/evaluation/test_group_matching.py
 
 

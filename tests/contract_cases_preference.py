@@ -2,6 +2,7 @@
 
 import functools
 
+from jaxalign.losses.multi_objective import multi_objective_loss
 from jaxalign.losses.preference import PREFERENCE_LOSSES, PairLogProbs, is_batch_coupled, preference_loss
 from jaxalign.losses.preference_confidence import confidence_loss
 from jaxalign.losses.preference_tokens import sequence_sums
@@ -63,6 +64,23 @@ def confidence_case(token_case, options, seed, rows, dtype, scorer):
     return token_case(seed, rows, dtype, scorer, loss, extra=extra, per_row=("annotator",))
 
 
+def objectives_case(token_case, options, seed, rows, dtype, scorer):
+    """`multi_objective_loss` of two objectives that agree, disagree and are tied."""
+
+    def loss(outputs, batch):
+        sums, references, lengths = _sums(outputs, batch)
+        signs = batch["signs"].reshape(-1, 2).T
+        columns = (sums[:, 0], sums[:, 1], references[:, 0], references[:, 1], lengths[:, 0], lengths[:, 1])
+        return multi_objective_loss(PairLogProbs(*columns, lengths[:, 0] > 0), signs, (0.7, 0.3), **options)
+
+    def extra(random, batch):
+        del batch
+        return {"signs": random.integers(-1, 2, rows)}
+
+    case = token_case(seed, rows, dtype, scorer, loss, extra=extra, per_row=("signs",))
+    return case._replace(additive=not options.get("drop_ties", False))
+
+
 def cases(token_case):
     pairs = {name: {"loss": name} for name in PREFERENCE_LOSSES}
     pairs |= {name: row.loss for name, row in METHODS.items() if row.pieces[0].endswith(":preference_loss")}
@@ -71,8 +89,11 @@ def cases(token_case):
     labels = {name: {"loss": name} for name in ("kto", "bco", "apo_zero_unpaired")}
     labels["bco"] = {"loss": "bco", "reduction": "class-balanced", "reward_shift": 0.1}
     doubted = {"lcpo": METHODS["lcpo"].loss}
+    several = {name: METHODS[name].loss for name in ("raco", "amopo")}
+    several["raco without ties"] = {"drop_ties": True}
     return {
         **{name: functools.partial(pair_case, token_case, options) for name, options in pairs.items()},
         **{name: functools.partial(label_case, token_case, options) for name, options in labels.items()},
         **{name: functools.partial(confidence_case, token_case, options) for name, options in doubted.items()},
+        **{name: functools.partial(objectives_case, token_case, options) for name, options in several.items()},
     }
