@@ -52,6 +52,9 @@ def get_config(argument=None):
         # Own samples, as in configs/dpo_verifiable.py:tiny.
         config.data.source = "arithmetic?split=train&operations=+&template={question}="
         config.data.held_out = "arithmetic?split=held_out&operations=+&template={question}="
+        config.train.steps = 60
+        config.optimizer.schedule = "linear"
+        config.optimizer.warmup_steps = 5
         config.samples.per_question = 8
         config.samples.max_new_tokens = 4
         config.preference.objectives = {"correct": 0.65, "brief": 0.35}

@@ -43,7 +43,7 @@ def check_objectives(config) -> None:
     if not objectives:
         raise UserError(
             "config.preference.objectives is empty, and this loss is of several objectives; give them weights, such as "
-            "--config.preference.objectives=\"{'helpful': 0.7, 'brief': 0.3}\""
+            "--config.preference.objectives.helpful=0.7 --config.preference.objectives.brief=0.3"
         )
     numbers = [value for value in objectives.values() if isinstance(value, int | float) and value >= 0]
     if len(numbers) < len(objectives) or not math.isclose(sum(numbers), 1, abs_tol=1e-5):
@@ -125,19 +125,19 @@ class Objectives:
         return {name: (value.astype(jnp.float32), jnp.ones(())) for name, value in found.items()}
 
     def check_judged(self, data: Preferences, spec: str) -> str:
-        """Says how many pairs each objective judges. Raises UserError: one of them judges none."""
+        """How many pairs each objective judges, for people. Raises UserError: one of them judges none."""
         signs = np.array([[sign(row, name) for name in self.objectives] for row in data.rows])
         for name, found in zip(self.objectives, signs.T, strict=True):
             if not found.any():
                 judged = [other for other in data.objectives if other != name] or ["none"]
                 raise UserError(
-                    f"no pair of {spec} is judged by the objective {name!r} of config.preference.objectives; its rows "
-                    f"judge {', '.join(judged)} (field {'objectives'!r}), and {BRIEF!r} needs no judgement where "
-                    "lengths differ"
+                    f"no pair of {spec} is judged by the objective {name!r} of config.preference.objectives; judged "
+                    f"are {', '.join(judged)} (in the field config.data.objectives_field), and {BRIEF!r} by itself "
+                    "wherever lengths differ"
                 )
         parts = [
             f"{name} {weight:g} ({(found > 0).sum()} for chosen, {(found < 0).sum()} for rejected)"
             for name, weight, found in zip(self.objectives, self._weights, signs.T, strict=True)
         ]
         disagree = ((signs > 0).any(1) & (signs < 0).any(1)).mean()
-        return f"{'; '.join(parts)}; they disagree on {disagree:.0%} of the pairs"
+        return f"{'; '.join(parts)}; they disagree on {100 * disagree:.0f} % of the pairs"

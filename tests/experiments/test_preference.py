@@ -22,7 +22,7 @@ from jaxalign.rewards.runner import RewardCounts, RewardResult
 from jaxalign.training.accumulation import sums, sums_and_extra
 from tests.experiments.test_bad_input import fails
 
-TINY = "configs/dpo_smollm.py:tiny"
+TINY, RACO = "configs/dpo_smollm.py:tiny", "configs/raco.py:tiny"
 ROWS = [
     Preference([7, 8, 9], ([1, 2], [3, 4, 5, 6]), True, 1.5),
     Preference([7] * 11, ([9], [8, 7]), False, -0.5),
@@ -136,6 +136,33 @@ CASES = {
         "config.preference.confidence.enabled doubts pairs",
     ),
     "two methods": ([], "configs/dpo_smollm.py:dpo,ipo", "exclude each other"),
+    "objectives of another loss": (
+        ["--config.preference.objectives.brief=1.0"],
+        TINY,
+        "objectives wants a loss of several objectives.*start from configs/raco.py",
+    ),
+    "no objectives": ([], RACO + ",own", "config.preference.objectives is empty"),
+    "weights of objectives": (
+        ["--config.preference.objectives.brief=0.7"],
+        RACO,
+        r"objectives \(brief 0.7, correct 0.65\) must be weights of at least 0 whose sum is 1",
+    ),
+    "a way to combine": (["--config.preference.conflict=pcgrad"], RACO, "'pcgrad' is not known; use one of raco"),
+    "a radius": (["--config.preference.radius=1.0"], RACO, r"radius=1.0 of the correction must be in \[0, 1\)"),
+    "about one preference": (
+        ["--config.preference.gradient=normalised"],
+        RACO,
+        "gradient is about one preference, and config.preference.objectives names several",
+    ),
+    "an objective that nobody judges": (
+        [
+            "--config.preference.objectives.helpful=1.0",
+            "--config.samples.per_question=0",
+            "--config.data.source=arithmetic_pairs",
+        ],
+        RACO + ",own",
+        "no pair of arithmetic_pairs is judged by the objective 'helpful'.*; judged are correct",
+    ),
 }
 
 
@@ -226,14 +253,14 @@ def test_own_samples_pair_right_with_wrong_ones(tiny, tmp_path):
     config.samples.update(per_question=6, questions=12, pairs_per_question=2, max_new_tokens=3, questions_at_once=5)
 
     class Rewards:
-        """Likes odd lengths."""
+        """Likes odd lengths; the second likes length."""
 
-        names = ("odd",)
+        names = ("odd", "long")
 
         def __call__(self, prompts, texts, examples):
-            scores = np.array([[len(text) % 2] for text in texts], np.float32)
+            scores = np.array([[len(text) % 2, len(text)] for text in texts], np.float32)
             scores[0] = np.nan
-            return RewardResult(scores, {"odd": RewardCounts(1, 0, 0, 0)}, None)
+            return RewardResult(scores, {name: RewardCounts(1, 0, 0, 0) for name in self.names}, None)
 
     talk = Talk()
     sample_pairs(config, model, params, Rewards(), tmp_path / "samples.jsonl", talk)
@@ -243,6 +270,8 @@ def test_own_samples_pair_right_with_wrong_ones(tiny, tmp_path):
     assert len({json.dumps((row["prompt"], row["chosen_ids"], row["rejected_ids"])) for row in rows}) == len(rows)
     for row in rows:
         assert (row["chosen_score"], row["rejected_score"]) == (1, 0)
+        longer = np.sign(len(row["chosen"]) - len(row["rejected"]))
+        assert row["objectives"] == {"correct": 1, "long": longer}
         assert len(row["chosen"]) % 2 == 1 and len(row["rejected"]) % 2 == 0
         assert model.tokenizer.decode(row["chosen_ids"]) == row["chosen"]
 
