@@ -63,14 +63,13 @@ def train(arm: str, radius: float, full: bool, key: jax.Array, steps: int) -> di
     of mixture and weighted gradient. With `full` steps are taken by all pairs, and before them there are `shortest`,
     the squared norm of the shortest mixture, and `curvature`, the largest eigenvalue of the weighted loss."""
     pairs, signs, params = make_problem(key)
-    taken = 0.0 if arm == "weighted" else radius
 
     def step(params, key):
         rows = jnp.arange(PAIRS) if full else jax.random.choice(key, PAIRS, (BATCH,), replace=False)
         _, gradients = objective_gradients(lambda p: losses(p, pairs[rows], signs[:, rows]), params)
         gram = gram_matrix(gradients)
-        coefficients, _ = raco_coefficients(gram, WEIGHTS, taken, clip=arm == "raco")
         clipped, whole = (raco_coefficients(gram, WEIGHTS, radius, clip=clip)[1] for clip in (True, False))
+        coefficients = {"raco": clipped.coefficients, "cagrad": whole.coefficients}.get(arm, jnp.asarray(WEIGHTS))
         told = {"gain": clipped.rho - whole.rho}
         if full:
             p = min_norm_mixture(gram)
