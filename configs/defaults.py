@@ -17,6 +17,7 @@ from jaxalign.controllers import label_confidence, prompt_gdro, reward_shift, ro
 from jaxalign.controllers.policy_drift import retention
 from jaxalign.controllers.prompt_sampling import sampling_probabilities
 from jaxalign.errors import UserError
+from jaxalign.losses.chain_alignment import aft_loss, pro_loss, rrhf_loss
 from jaxalign.losses.class_alignment import cafa_loss
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
@@ -209,7 +210,10 @@ def packing() -> ml_collections.ConfigDict:
     return config
 
 
-LOSSES = {function.__name__: function for function in (policy_loss, grao_loss, dypo_loss, ppo_loss)}
+LOSSES = {
+    function.__name__: function
+    for function in (policy_loss, grao_loss, dypo_loss, aft_loss, rrhf_loss, pro_loss, ppo_loss)
+}
 
 
 def prompts() -> ml_collections.ConfigDict:

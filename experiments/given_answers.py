@@ -1,4 +1,4 @@
-"""Answers that come with the questions, as the last members of their groups (GRAO's reference, DYPO's teachers)."""
+"""Answers that come with the questions, as the last members of their groups: references, teachers, given chains."""
 
 from typing import NamedTuple
 
@@ -6,6 +6,10 @@ import numpy as np
 
 from experiments.groups import Groups
 from jaxalign.errors import UserError
+
+CHAIN_LOSSES = ("aft_loss", "rrhf_loss", "pro_loss")  # of jaxalign/losses/chain_alignment.py
+COMPARED = ("grao_loss", *CHAIN_LOSSES)  # losses that compare the answer with the completions, by rewards
+OBJECTIVES = (*COMPARED, "dypo_loss")  # all losses of given answers
 
 
 class GivenAnswers(NamedTuple):

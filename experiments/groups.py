@@ -26,7 +26,7 @@ class Groups(NamedTuple):
     absent_weight: chex.Array  # [P]; their sum is the loss weight of groups that were left out
     old_log_probs: chex.Array | None  # [P, G, T]; None: the policy of this very update sampled them
     reference_log_probs: chex.Array | None  # [P, G, T]; None: no KL term in the loss
-    rewards: chex.Array | None = None  # [P, G] correctness, where a loss grades its groups itself
+    rewards: chex.Array | None = None  # [P, G], where a loss grades its groups itself; NaN = not scorable
     old_values: chex.Array | None = None  # [P, G, T] of the value function that was there at sampling
     returns: chex.Array | None = None  # [P, G, T] what it should have said
 

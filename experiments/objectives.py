@@ -1,8 +1,12 @@
 """From scored groups to the objective of a step: one entry for each loss of the table of methods."""
 
+import functools
 from collections.abc import Callable
 
+import jax.numpy as jnp
+
 from experiments.groups import Groups
+from jaxalign.losses.chain_alignment import aft_loss, chain_scores, distinct_chains, pro_loss, rrhf_loss
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
 from jaxalign.losses.log_probs import TokenLogProbs
@@ -53,6 +57,23 @@ def _dypo(scored: TokenLogProbs, batch: Groups, **options) -> Objective:
     )
 
 
+def _chains(loss: Callable[..., Objective], scored: TokenLogProbs, batch: Groups, **options) -> Objective:
+    """The losses of chains by their mean log-probs, on the distinct chains of each group by their rewards.
+
+    The chains are those of the policy at the beginning of this step, not a set sampled once before training. The given
+    one comes first: of equal chains the first counts, and of equally good ones RRHF and PRO imitate the first.
+    """
+    arrays = (scored.log_probs, batch.completions, batch.mask, batch.rewards)
+    log_probs, ids, mask, rewards = (jnp.roll(x, 1, axis=1) for x in arrays)
+    scores, there = chain_scores(log_probs, mask)
+    valid = there & distinct_chains(ids, mask)
+    if loss is aft_loss:
+        options["imitated"] = jnp.zeros_like(valid).at[:, 0].set(True)
+    result = loss(scores, rewards, valid, **options)
+    counts = (x.sum(dtype=scores.dtype) for x in (there & ~valid, there))
+    return result._replace(metrics=result.metrics | {"copies": tuple(counts)})
+
+
 def _ppo(scored: TokenLogProbs, values, batch: Groups, **options) -> Objective:
     def rows(x):
         return None if x is None else x.reshape(-1, x.shape[-1])
@@ -62,7 +83,12 @@ def _ppo(scored: TokenLogProbs, values, batch: Groups, **options) -> Objective:
     return ppo_loss(rows(scored.log_probs), rows(values), entropy=rows(scored.entropy), **given, **options)
 
 
-OBJECTIVES: dict[str, Callable[..., Objective]] = {"policy_loss": _policy, "grao_loss": _grao, "dypo_loss": _dypo}
+OBJECTIVES: dict[str, Callable[..., Objective]] = {
+    "policy_loss": _policy,
+    "grao_loss": _grao,
+    "dypo_loss": _dypo,
+    **{loss.__name__: functools.partial(_chains, loss) for loss in (aft_loss, rrhf_loss, pro_loss)},
+}
 
 
 def make_loss(

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from experiments import given_answers
 from experiments.curriculum import Curriculum, try_out
 from experiments.groups import (
     abstract_groups,
@@ -87,11 +88,21 @@ def check(config) -> None:
         )
     if config.reward.combine != "sum" and (allocation.enabled or config.reward.reference_completions):
         raise UserError("config.prompts.allocation and config.reward.reference_completions want reward.combine='sum'")
-    answers, of_answers = bool(config.data.answer_fields), rl.objective in ("grao_loss", "dypo_loss")
+    answers, of_answers = bool(config.data.answer_fields), rl.objective in given_answers.OBJECTIVES
     if answers != of_answers or (answers and (rl.leave_out or allocation.enabled)):
         raise UserError(
             f"config.data.answer_fields={config.data.answer_fields} does not go with config.rl.objective="
             f"{rl.objective!r}: the losses of given answers need them, without leave_out and allocation; no other does"
+        )
+    if rl.objective in given_answers.CHAIN_LOSSES and (rollout.group_size < 2 or prompts.weighting.enabled):
+        raise UserError(
+            f"config.rl.objective={rl.objective!r} compares the chains of a question and knows no advantages: it wants "
+            "config.rollout.group_size of at least 2 and no config.prompts.weighting"
+        )
+    if rl.objective in given_answers.COMPARED and config.reward.reference_completions:
+        raise UserError(
+            f"config.rl.objective={rl.objective!r} compares completions with the given answer, whose reward is no "
+            "quantile: set config.reward.reference_completions=0"
         )
     if has_critic(config) and not (
         alone and not allocation.enabled and not prompts.baseline and not config.reward.reference_completions

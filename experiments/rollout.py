@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.critic import Critic
-from experiments.given_answers import draw_answers, with_given
+from experiments.given_answers import COMPARED, draw_answers, with_given
 from experiments.groups import Groups, has_critic, reference_use, without_smallest
 from experiments.questions import completion_texts, padded, score_completions
 from experiments.setup import Model
@@ -206,10 +206,12 @@ class RolloutWorker:
         matrix = matrix + done.matrix(shaping, width)
         if plan.baseline is not None:
             matrix = matrix - plan.baseline[:, None]
-        given = None
+        given = graded = None
         if config.data.answer_fields:
             given = draw_answers(config, self._tokenizer, examples, step)
-            if rl.objective == "grao_loss":  # it compares its completions with the answer
+            graded = grouped(done.result.rewards[:, 0])
+            if rl.objective in COMPARED:
+                graded = matrix
                 answered = score_completions(self._rewards, given.texts, examples)
                 given = given._replace(rewards=self.combined(answered, 1))
             matrix = np.concatenate([matrix, given.rewards[:, None]], axis=1)
@@ -224,8 +226,7 @@ class RolloutWorker:
         own = weights[done.owner, done.place]
 
         absent_weight = np.zeros(rows, np.float32)
-        verified = grouped(done.result.rewards[:, 0]) if given is not None else None
-        batch = Groups(*scored, grouped(own), absent_weight, old_log_probs, reference_log_probs, verified)
+        batch = Groups(*scored, grouped(own), absent_weight, old_log_probs, reference_log_probs, graded)
         if targets is not None:
             batch = batch._replace(advantages=targets.advantages, old_values=targets.values, returns=targets.returns)
         if rl.leave_out:

@@ -3,6 +3,7 @@
 import numpy as np
 
 from jaxalign.losses import chain_alignment
+from jaxalign.methods import METHODS
 
 GROUP = 4
 
@@ -17,9 +18,10 @@ def cases(token_case):
         return build
 
     return {
-        "aft": builder(_aft, constraint="boundary"),  # the form with all terms
-        "rrhf, lists": builder(chain_alignment.rrhf_loss),
-        "pro": builder(chain_alignment.pro_loss),
+        "aft": builder(_aft, **METHODS["aft"].loss),
+        "aft, boundary": builder(_aft, constraint="boundary"),  # the form with all terms
+        "rrhf_lists": builder(chain_alignment.rrhf_loss, **METHODS["rrhf_lists"].loss),
+        "pro": builder(chain_alignment.pro_loss, **METHODS["pro"].loss),
     }
 
 

@@ -31,6 +31,18 @@ def chain_scores(log_probs: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.
     return safe_divide(masked(log_probs, mask).sum(-1), lengths), lengths > 0
 
 
+def distinct_chains(ids: jax.Array, mask: jax.Array) -> jax.Array:
+    """[B, N] bool: the first of equal chains, by their token ids [B, N, T] where mask is 1.
+
+    Copies of a chain would count its pairs several times. All empty chains are copies of each other.
+    """
+    chex.assert_rank([ids, mask], 3)
+    chex.assert_equal_shape([ids, mask])
+    tokens = jnp.where(jnp.asarray(mask) != 0, ids, -1)
+    equal = (tokens[:, :, None] == tokens[:, None, :]).all(-1)
+    return ~jnp.tril(equal, -1).any(-1)
+
+
 class _Groups(NamedTuple):
     scores: jax.Array  # [B, N], 0 where there is no chain
     feedback: jax.Array  # [B, N], likewise
@@ -51,8 +63,9 @@ class _Groups(NamedTuple):
     @property
     def best(self) -> jax.Array:
         """[B, N]: the first of those that nobody is better than."""
-        top = jnp.argmax(jnp.where(self.valid, self.feedback, -jnp.inf), axis=1)
-        return jax.nn.one_hot(top, self.scores.shape[1], dtype=bool)
+        known = self.valid & ~jnp.isnan(self.feedback)
+        top = jnp.argmax(jnp.where(known, self.feedback, -jnp.inf), axis=1)
+        return known & jax.nn.one_hot(top, self.scores.shape[1], dtype=bool)
 
 
 def _groups(scores: jax.Array, feedback: jax.Array, valid: jax.Array) -> _Groups:
@@ -118,8 +131,9 @@ def aft_loss(
 
     Args:
       scores: [B, N] nats per token, with gradient; of `chain_scores`.
-      feedback: [B, N], right or wrong (bool), or a reward of each chain; equal ones make no pair. The same chain twice
-        must have the same feedback (and is better left out).
+      feedback: [B, N], right or wrong (bool), or a reward of each chain; equal ones make no pair, and NaN (not
+        scorable) makes none. The same chain twice must have the same feedback (and is better left out, by
+        `distinct_chains`).
       valid: [B, N], 0 = no chain.
       imitated: [B, N] bool, the chains to be fine-tuned on, such as the reference answer; None for none.
       constraint: one of the three above.
@@ -171,8 +185,9 @@ def rrhf_loss(
 ) -> Objective:
     """sum relu(s_j - s_i) over the pairs in which i is better than j, minus likelihood_weight times the best's score.
 
-    Arguments and metrics as of `aft_loss`. The best chain is the one of the highest reward, the first of equals.
-    `detach_worse` makes s_j a constant of each pair: AFT's constraint for this loss.
+    Arguments and metrics as of `aft_loss`. The best chain is the one of the highest reward, the first of equals;
+    without a scorable one there is none. `detach_worse` makes s_j a constant of each pair: AFT's constraint for this
+    loss.
 
     RRHF: arXiv 2304.05302. The likelihood is the mean over the tokens of the best chain, never over its padding.
     `preference_loss(loss="rrhf")` is the loss of a question with two chains.

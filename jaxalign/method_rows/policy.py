@@ -4,6 +4,7 @@ from jaxalign.method_rows.method import UNTRIED, Method
 
 _POLICY_LOSS = "jaxalign.losses.policy_gradient:policy_loss"
 _GROUP = "jaxalign.rewards.advantages:group_advantages"
+_REFERENCE = "jaxalign.rewards.reference_answer:reference_advantages"
 
 # DPO as logic: see docs/symbolic.md.
 _DPO_FORMULA = (
@@ -247,7 +248,7 @@ ROWS = (
         title="Group relative alignment optimization beside a reference answer",
         paper="2508.07750",
         experiment="rl",
-        pieces=("jaxalign.losses.grao:grao_loss", "jaxalign.rewards.reference_answer:reference_advantages"),
+        pieces=("jaxalign.losses.grao:grao_loss", _REFERENCE),
         config="configs/grao.py",
         claim="It learns where all completions lose, and gets beyond the reference answer.",
         status="Seen on a table policy (docs/claims/grao.json, 4 seeds), with the weight of the reference kept from "
@@ -269,6 +270,44 @@ ROWS = (
         "measured on a language model.",
         loss={"group_weight": 0.5, "beta": 1.0, "teacher_weight": 1.0},
         advantages={"kind": "group", "scale": "group", "epsilon": 1e-6},
+    ),
+    # The losses of chains compare rewards; the advantages are only shown beside the completions.
+    Method(
+        name="aft",
+        title="Alignment fine-tuning: right and wrong chains compared under a constraint",
+        paper="2309.02144",
+        experiment="rl",
+        pieces=("jaxalign.losses.chain_alignment:aft_loss", _REFERENCE),
+        config="configs/aft.py",
+        claim="Right chains become likelier than wrong ones, and the constraint saves what pushing wrong chains down "
+        "without end takes from right ones.",
+        status=UNTRIED,
+        loss={"constraint": "detached", "beta": 0.15},
+        advantages={"kind": "reference"},
+    ),
+    Method(
+        name="rrhf_lists",
+        title="Rank responses to align human feedback, over lists",
+        paper="2304.05302",
+        experiment="rl",
+        pieces=("jaxalign.losses.chain_alignment:rrhf_loss", _REFERENCE),
+        config="configs/aft.py:rrhf",
+        claim="Better chains become likelier than worse ones; with AFT's constraint right ones lose less by it.",
+        status=UNTRIED,
+        loss={"detach_worse": False},
+        advantages={"kind": "reference"},
+    ),
+    Method(
+        name="pro",
+        title="Preference ranking optimization",
+        paper="2306.17492",
+        experiment="rl",
+        pieces=("jaxalign.losses.chain_alignment:pro_loss", _REFERENCE),
+        config="configs/aft.py:pro",
+        claim="Better chains become likelier than worse ones, each against all that are worse.",
+        status=UNTRIED,
+        loss={"detach_worse": False, "temperature": 1.0},
+        advantages={"kind": "reference"},
     ),
     Method(
         name="symbolic_dpa",

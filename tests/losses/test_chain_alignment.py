@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxalign.losses.chain_alignment import aft_loss, chain_scores, pro_loss, rrhf_loss
+from jaxalign.losses.chain_alignment import aft_loss, chain_scores, distinct_chains, pro_loss, rrhf_loss
 from jaxalign.losses.preference import PairLogProbs, preference_loss
 from jaxalign.objective import loss, metric_means
 
@@ -79,6 +79,16 @@ def test_scores_are_means_and_an_empty_chain_is_not_valid():
     expected = [[log_probs[b, n, :k].mean() if k else 0 for n, k in enumerate(row)] for b, row in enumerate(lengths)]
     np.testing.assert_allclose(scores, expected, rtol=1e-12)
     np.testing.assert_array_equal(valid, lengths > 0)
+
+
+def test_of_equal_chains_the_first_is_kept_whatever_their_padding_says():
+    random = np.random.default_rng(3)
+    ids, lengths = random.integers(0, 2, (20, 5, 3)), random.integers(0, 4, (20, 5))
+    mask = np.arange(3) < lengths[..., None]
+    found = double(distinct_chains, ids, mask)
+    rows = [[tuple(chain[:k]) for chain, k in zip(*row, strict=True)] for row in zip(ids, lengths, strict=True)]
+    np.testing.assert_array_equal(found, [[c not in row[:n] for n, c in enumerate(row)] for row in rows])
+    assert 40 < found.sum() < 100
 
 
 @pytest.mark.parametrize("constraint", CONSTRAINTS)
@@ -189,6 +199,22 @@ def test_without_a_pair_there_is_nothing_to_learn(name):
     assert (result.total, result.weight) == (0, 3)
     assert metric_means(result.metrics)["pairs"] == 0
     np.testing.assert_array_equal(gradient(LOSSES[name], scores, feedback, valid), 0)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_a_chain_that_is_not_scorable_is_in_no_pair(name):
+    scores, valid = np.array([[-1.5, -1.0, -0.2, -0.7]]), np.ones((1, N))
+    found = double(LOSSES[name], scores, np.array([[1, 0, np.nan, 1]]), valid)
+    without = double(LOSSES[name], scores, np.array([[1, 0, 0, 1]]), valid * (np.arange(N) != 2))
+    assert found.total == without.total > 0
+    assert found.metrics == without.metrics
+
+
+def test_what_is_not_scorable_is_never_imitated_as_the_best():
+    scores, feedback, valid = np.full((2, 3), -1.0), np.array([[np.nan, 0, 0], [np.nan] * 3]), np.ones((2, 3))
+    for function in (rrhf_loss, pro_loss):
+        found = gradient(function, scores, feedback, valid)
+        np.testing.assert_array_equal(found, [[0, -1, 0], [0, 0, 0]])
 
 
 @pytest.mark.parametrize("name", LOSSES)
