@@ -1,9 +1,9 @@
 """AFT (arXiv 2309.02144) on made chains of steps: what pushing wrong chains down does to right ones.
 
 A question is five digits x; its chain writes out h_{i+1} = (3 h_i + 7 x_i + 2) mod 10 from h_0 = 0, and its answer is
-the last step. A transformer of 2 layers, width 48, is fine-tuned on the chains of 400 questions until it answers about
-half of the others. Every question then gets 4 samples of that model at temperature 1 beside the given chain, equal ones
-counted once, and every setting goes on from there with the same batches:
+the last step. A transformer of 2 layers, width 48, is fine-tuned on the chains of 400 questions until it answers half
+of 500 others. Every question then gets 4 samples of that model at temperature 1 beside the given chain, equal ones
+counted once, and every setting goes on from there for 150 steps with the same batches, measured on 500 more questions:
 
   start                      not at all
   vft                        the likelihood of the given chains
@@ -28,8 +28,8 @@ from jaxalign.models.decoder import Decoder
 from jaxalign.models.scoring import completion_log_probs
 
 DIGITS, TRAINED, TESTED, SAMPLES = 5, 400, 500, 4
-FIRST_STEPS, STEPS, BATCH = 260, 150, 24
-FIRST_RATE, RATE = 3e-3, 1e-3
+STEPS, BATCH, RATE = 150, 24, 1e-3
+FIRST_STEPS, LOOK_EVERY, ENOUGH, FIRST_RATE = 600, 20, 0.5, 1e-2  # of the first stage, at most; accuracy that ends it
 SEPARATOR = 10
 CONTRASTS = ("none", "detached", "boundary")
 RRHF = {"rrhf": False, "rrhf detached": True}  # whether the worse chain is a constant
@@ -68,18 +68,28 @@ def questions(random: np.random.Generator, count: int) -> tuple[np.ndarray, np.n
     return np.c_[x, np.full(count, SEPARATOR)].astype(np.int32), np.stack(steps, 1).astype(np.int32)
 
 
+@jax.jit
 def scores(params, prompts, chains) -> jax.Array:
     """Scores [Q, N] of chains [Q, N, DIGITS]."""
     lengths, mask = jnp.full(len(prompts), DIGITS + 1), jnp.ones(chains.shape)
     return chain_scores(completion_log_probs(MODEL, params, prompts, lengths, chains, mask).log_probs, mask)[0]
 
 
+@functools.cache
+def sampler(temperature: float) -> Sampler:
+    return Sampler(MODEL, SamplingConfig(DIGITS, temperature=temperature))
+
+
 def sampled(params, prompts, temperature: float, samples: int, seed: int) -> np.ndarray:
     """Chains [Q, samples, DIGITS]."""
-    sampler = Sampler(MODEL, SamplingConfig(DIGITS, temperature=temperature))
     lengths = np.full(len(prompts), DIGITS + 1, np.int32)
-    found = sampler.sample(params, prompts, lengths, jax.random.key(seed), samples_per_prompt=samples)
+    found = sampler(temperature).sample(params, prompts, lengths, jax.random.key(seed), samples_per_prompt=samples)
     return np.asarray(found.ids).reshape(len(prompts), samples, DIGITS)
+
+
+def accuracy(params, prompts, given) -> float:
+    """Share of greedy answers that are right."""
+    return float((sampled(params, prompts, 0.0, 1, seed=0)[:, 0, -1] == given[:, -1]).mean())
 
 
 def groups_of(params, prompts, given, seed: int) -> Groups:
@@ -107,9 +117,9 @@ def loss(setting: str, params, rows: Groups) -> jax.Array:
     )
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def fitted(setting: str, params, groups: Groups, batches, rate):
-    """Parameters after a step of Adam on each of the batches [steps, BATCH], which number rows of `groups`."""
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def fitted(setting: str, rate: float, params, state, groups: Groups, batches):
+    """(parameters, optimizer state) after a step of Adam on each of the batches [steps, BATCH] of rows of `groups`."""
     optimizer = optax.adam(rate)
 
     def step(carry, batch):
@@ -118,29 +128,35 @@ def fitted(setting: str, params, groups: Groups, batches, rate):
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(params, updates), state), None
 
-    return jax.lax.scan(step, (params, optimizer.init(params)), batches)[0][0]
+    return jax.lax.scan(step, (params, state), batches)[0]
+
+
+def batches_of(seed: int, steps: int) -> jax.Array:
+    return jax.random.randint(jax.random.key(seed), (steps, BATCH), 0, TRAINED)
 
 
 def measured(params, groups: Groups) -> dict[str, float]:
     """Greedy answers that are right, and how the chains of the groups are scored."""
-    answers = sampled(params, np.asarray(groups.prompts), 0.0, 1, seed=0)[:, 0, -1]
-    found = jax.jit(scores)(params, groups.prompts, groups.chains)
+    found = scores(params, groups.prompts, groups.chains)
     means = objective.metric_means(aft_loss(found, groups.right, groups.valid).metrics)
     names = ("score_better", "score_worse", "assessment_accuracy")
-    accuracy = float((answers == np.asarray(groups.chains[:, 0, -1])).mean())
-    return {"accuracy": accuracy, **{name: float(means[name]) for name in names}}
+    right = accuracy(params, np.asarray(groups.prompts), np.asarray(groups.chains[:, 0]))
+    return {"accuracy": right, **{name: float(means[name]) for name in names}}
 
 
 @functools.lru_cache(maxsize=1)
 def start(seed: int, first_steps: int):
     """(the model after the first stage, groups to train on, held-out groups)."""
     random = np.random.default_rng(seed)
-    (prompts, given), (test_prompts, test_given) = questions(random, TRAINED), questions(random, TESTED)
-    key = jax.random.key(seed)
+    (prompts, given), looked_at, (test_prompts, test_given) = (questions(random, n) for n in (TRAINED, TESTED, TESTED))
     alone = np.ones((TRAINED, 1), bool)
     groups = Groups(*map(jnp.asarray, (prompts, given[:, None], alone, alone)))
-    batches = jax.random.randint(key, (first_steps, BATCH), 0, TRAINED)
-    params = fitted("vft", jax.jit(MODEL.init)(key), groups, batches, FIRST_RATE)
+    params = jax.jit(MODEL.init)(jax.random.key(seed))
+    state = optax.adam(FIRST_RATE).init(params)
+    for batches in batches_of(seed, first_steps).reshape(-1, LOOK_EVERY, BATCH):
+        params, state = fitted("vft", FIRST_RATE, params, state, groups, batches)
+        if accuracy(params, *looked_at) >= ENOUGH:
+            break
     return params, groups_of(params, prompts, given, seed), groups_of(params, test_prompts, test_given, seed + 1)
 
 
@@ -151,6 +167,6 @@ def run(setting: str, seed: int, steps: int = STEPS, first_steps: int = FIRST_ST
     (assessment_accuracy)."""
     params, trained, tested = start(seed, first_steps)
     if setting != "start":
-        batches = jax.random.randint(jax.random.key(seed + 1000), (steps, BATCH), 0, TRAINED)
-        params = fitted(setting, params, trained, batches, RATE)
+        state = optax.adam(RATE).init(params)
+        params, _ = fitted(setting, RATE, params, state, trained, batches_of(seed + 1000, steps))
     return measured(params, tested)

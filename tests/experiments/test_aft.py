@@ -92,7 +92,7 @@ def test_a_run(tmp_path, capsys):
 
 
 def test_the_study_runs():
-    before, after = (study.run(setting, 0, steps=2, first_steps=2) for setting in ("start", "rrhf detached"))
+    before, after = (study.run(setting, 0, steps=2, first_steps=20) for setting in ("start", "rrhf detached"))
     assert set(before) == {"accuracy", "score_better", "score_worse", "assessment_accuracy"}
     assert before["score_better"] != after["score_better"] < 0
 
