@@ -18,8 +18,7 @@ def cases(token_case):
         return build
 
     return {
-        "aft": builder(_aft, **METHODS["aft"].loss),
-        "aft, boundary": builder(_aft, constraint="boundary"),  # the form with all terms
+        "aft": builder(_aft, **METHODS["aft"].loss | {"constraint": "boundary"}),  # the form with all terms
         "rrhf_lists": builder(chain_alignment.rrhf_loss, **METHODS["rrhf_lists"].loss),
         "pro": builder(chain_alignment.pro_loss, **METHODS["pro"].loss),
     }

@@ -281,7 +281,9 @@ ROWS = (
         config="configs/aft.py",
         claim="Right chains become likelier than wrong ones, and the constraint saves what pushing wrong chains down "
         "without end takes from right ones.",
-        status=UNTRIED,
+        status="Seen on made chains (docs/claims/aft.json, 5 seeds): assessment accuracy 0.56 to 0.85; without the "
+        "constraint right chains lose 0.12 nats per token against it and wrong ones fall 0.73 lower, answers 0.79 "
+        "instead of 0.80, not settled; fine-tuning alone gives 0.83. Not measured on a language model.",
         loss={"constraint": "detached", "beta": 0.15},
         advantages={"kind": "reference"},
     ),
@@ -293,7 +295,8 @@ ROWS = (
         pieces=("jaxalign.losses.chain_alignment:rrhf_loss", _REFERENCE),
         config="configs/aft.py:rrhf",
         claim="Better chains become likelier than worse ones; with AFT's constraint right ones lose less by it.",
-        status=UNTRIED,
+        status="Seen on made chains (docs/claims/aft.json, 5 seeds): assessment accuracy 0.56 to 0.84; the constraint "
+        "changes nothing that can be seen. Not measured on a language model.",
         loss={"detach_worse": False},
         advantages={"kind": "reference"},
     ),

@@ -2,6 +2,7 @@
 
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -38,7 +39,7 @@ def test_each_distinct_chain_counts_once(name):
     groups, log_probs = batch(random), -random.exponential(size=(3, 4, 4))
     # Copies are one text and have one log-prob; that of the later ones must not matter at all.
     log_probs[1, 1], log_probs[2, 2] = np.nan, np.nan
-    found = OBJECTIVES[name](TokenLogProbs(log_probs, None), groups)
+    found = jax.jit(OBJECTIVES[name])(TokenLogProbs(log_probs, None), groups)
     s = np.where(groups.mask > 0, log_probs, 0).sum(-1) / groups.mask.sum(-1)
     expected = 0.0
     for question, (right, wrong) in enumerate(SIDES):
