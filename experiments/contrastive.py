@@ -6,6 +6,7 @@ micro-batches. What a paper changes is the loss and its settings (`config.contra
 """
 
 import time
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from experiments.embedding_losses import LOSSES, EmbeddingLoss
 from experiments.session import Session
 from experiments.setup import build_optimizer, evaluated_params, fresh_state, layout_of
 from experiments.towers import SIDES, Towers, column
+from jaxalign import objective
 from jaxalign.data.class_batches import ClassBatches
 from jaxalign.data.order import Batches, BatchIterator
 from jaxalign.data.sources import load_source
@@ -32,6 +34,7 @@ from jaxalign.training.mesh import gather, make_mesh, put_batch, spread
 POOLS = {"all": BATCH_AXES, "data": ("data",), "fsdp": ("fsdp",)}
 TWO_SIDED = ("pairs", "groups", "scored")
 CUTOFFS = (1, 5, 10)
+SPREAD = {"alignment": "", "uniformity": "nats"}  # held-out metrics that are better if lower, and their units
 
 
 class Examples(NamedTuple):
@@ -117,8 +120,32 @@ class Embedder:
         return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
+def alignment_and_uniformity(first, second, sides: Sequence[str] = SIDES) -> dict[str, np.ndarray]:
+    """How near partners are and how evenly the embeddings of `sides` fill the sphere (arXiv 2005.10242).
+
+    alignment: the squared distance of each of the partners, unit vectors [N, D]; uniformity: log of the mean of
+    exp(-2 d^2) over all pairs of rows of one side, its mean over sides, as an array of one number.
+    """
+    x = dict(zip(SIDES, (first, second), strict=True))
+    objectives = [uniformity_loss(jnp.asarray(x[side], jnp.float32), chunk=256) for side in sides]
+    uniformity = np.mean([float(objective.loss(one)) for one in objectives], keepdims=True)
+    return {"alignment": ((first - second) ** 2).sum(-1), "uniformity": uniformity}
+
+
+def record(session: Session, found: dict[str, np.ndarray], when: str) -> None:
+    """Keeps held-out metrics: rates in percent, and those of `SPREAD`."""
+    for name, values in found.items():
+        if name in SPREAD:
+            session.record(f"held-out {name}, lower is better", when, values, SPREAD[name])
+        else:
+            session.record(f"held-out {name}", when, values)
+
+
 class HeldOut:
-    """Retrieval on held-out examples: partners among those of all others, or rows of the same class."""
+    """Retrieval on held-out examples: partners among those of all others, or rows of the same class.
+
+    Of pairs also alignment and uniformity.
+    """
 
     def __init__(self, examples: Examples, towers: Towers, embedder: Embedder):
         self._examples, self._embed = examples, embedder
@@ -144,7 +171,7 @@ class HeldOut:
             found = retrieval_values(table, relevant, CUTOFFS)
             names = ("recall@1", "recall@10", "mrr", "ndcg@10") if not direction else ("recall@1",)
             values |= {f"{name}{direction}": found[name] for name in names}
-        return values
+        return values | alignment_and_uniformity(x["first"], x["second"])
 
     def metrics(self, params) -> dict[str, float]:
         return {name: float(x.mean()) for name, x in self.values(params).items()}
@@ -153,8 +180,7 @@ class HeldOut:
         if session.has("held-out mrr", when) or session.has("held-out map@r", when):
             return
         session.print(f"  retrieving {len(self._examples)} held-out examples {when} training ...")
-        for name, values in self.values(params).items():
-            session.record(f"held-out {name}", when, values)
+        record(session, self.values(params), when)
 
 
 class HeldOutViews:
@@ -168,8 +194,8 @@ class HeldOutViews:
 
         self._views = jax.jit(views)
 
-    def values(self, params) -> tuple[np.ndarray, float]:
-        """(squared distance of the views of each, uniformity of the first views)."""
+    def values(self, params) -> dict[str, np.ndarray]:
+        """Alignment of the views of each; uniformity of the first views."""
         key, found = jax.random.key(0), []
         count = len(next(iter(self._inputs.values())))
         for start in range(0, count, self._size):
@@ -177,18 +203,14 @@ class HeldOutViews:
             parts = self._views(params, take(self._inputs, rows), jax.random.fold_in(key, start))
             found.append([gather(part) for part in parts])
         first, second = (np.concatenate([part[side] for part in found])[:count] for side in range(2))
-        uniformity = uniformity_loss(jnp.asarray(first))
-        return ((first - second) ** 2).sum(-1), float(uniformity.total / uniformity.weight)
+        return alignment_and_uniformity(first, second, sides=("first",))
 
     def metrics(self, params) -> dict[str, float]:
-        distances, uniformity = self.values(params)
-        return {"alignment": float(distances.mean()), "uniformity": uniformity}
+        return {name: float(x.mean()) for name, x in self.values(params).items()}
 
     def record(self, session: Session, params, when: str) -> None:
         if not session.has("held-out alignment, lower is better", when):
-            distances, uniformity = self.values(params)
-            session.record("held-out alignment, lower is better", when, distances, "")
-            session.record("held-out uniformity, lower is better", when, [uniformity], "nats")
+            record(session, self.values(params), when)
 
 
 class ScoredPairs:

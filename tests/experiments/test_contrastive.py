@@ -1,6 +1,7 @@
 """The contrastive experiment: resumed and spread runs equal straight ones, it learns, and mistakes are named."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -148,6 +149,27 @@ def test_mistakes_are_named(mistake, tmp_path):
     with pytest.raises(UserError, match=message):
         contrastive.run(config, str(tmp_path))
     assert not list(tmp_path.glob("checkpoints/[0-9]*"))
+
+
+def test_alignment_and_uniformity_of_held_out_pairs():
+    """The corners of a square, and the same turned by a quarter of a right angle: d^2 is 2 - 2 cos of the angle."""
+    turns = np.pi / 2 * np.arange(4)
+    first, second = (np.stack([np.cos(a), np.sin(a)], -1) for a in (turns, turns + np.pi / 8))
+
+    def metrics(first, second):
+        examples = contrastive.Examples({"first": (first, []), "second": (second, [])}, np.arange(4), None)
+        tower = SimpleNamespace(inputs=lambda values, places: values)
+        towers = {"first": tower, "second": tower}
+        return contrastive.HeldOut(examples, towers, lambda params, side, inputs: inputs).metrics(None)
+
+    found = metrics(first, second)
+    assert found["alignment"] == pytest.approx(2 - 2 * np.cos(np.pi / 8))
+    square = np.log((4 * np.exp(-4) + 2 * np.exp(-8)) / 6)  # four sides with d^2 = 2, two diagonals with 4
+    assert found["uniformity"] == pytest.approx(square, rel=1e-5)
+    same = np.tile(first[:1], (4, 1))
+    found = metrics(same, second)
+    assert found["uniformity"] == pytest.approx(square / 2, rel=1e-5)  # 0 of the first side
+    assert found["alignment"] == pytest.approx((2 - 2 * np.cos(turns + np.pi / 8)).mean())
 
 
 def test_groups_are_filled_up_to_one_size(tmp_path):
