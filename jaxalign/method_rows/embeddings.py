@@ -27,15 +27,16 @@ def _labelled_embeddings(name: str, *arguments: str, **loss: Any) -> Method:
     return dataclasses.replace(_embeddings(name, *arguments, **loss), config=config)
 
 
-_FORMULA_ONLY = "Formulas, gradients and equality over devices are tested; no study of its own."
+_DIGITS = "Seen on scanned digits that were not learnt from (configs/claims/digit_embeddings.py), 5 seeds: "
 
 CONTRASTIVE_ROWS = (
     _embeddings(
         "info_nce",
         "InfoNCE: each row finds its partner",
         "1807.03748",
-        "log B minus the loss bounds the mutual information of the pairs from below.",
-        _FORMULA_ONLY,
+        "Views of one thing find each other; log B minus the loss bounds their mutual information from below.",
+        _DIGITS + "without labels 15 % of views find their other one, 3 % untrained, and MAP@R by class is 0.64, 0.40 "
+        "untrained and 0.54 of pixels; recall@1 gains nothing.",
         "losses.contrastive:info_nce",
     ),
     _embeddings(
@@ -43,7 +44,8 @@ CONTRASTIVE_ROWS = (
         "SimCLR's NT-Xent: two views among 2 B rows",
         "2002.05709",
         "Views of one thing find each other among all other views.",
-        _FORMULA_ONLY,
+        _DIGITS + "without labels 15 % of views find their other one, 3 % untrained, and MAP@R by class is 0.64, 0.40 "
+        "untrained and 0.54 of pixels; recall@1 gains nothing.",
         "losses.contrastive:nt_xent",
     ),
     _embeddings(
@@ -69,7 +71,7 @@ CONTRASTIVE_ROWS = (
         "Supervised contrastive learning",
         "2004.11362",
         "Rows of one label come nearer to each other than to all others.",
-        _FORMULA_ONLY,
+        _DIGITS + "MAP@R 0.85, with plain softmax 0.72; recall@1 is 98 % with both, and 99 % of pixels.",
         "losses.supervised_contrastive:supcon_loss",
     ),
     _labelled_embeddings(
@@ -77,7 +79,7 @@ CONTRASTIVE_ROWS = (
         "Triplet loss over all triplets of a batch",
         "1503.03832",
         "Rows of one label come nearer to each other than to all others, by a margin.",
-        _FORMULA_ONLY,
+        _DIGITS + "MAP@R 0.83, with plain softmax 0.72, untrained 0.40.",
         "losses.triplet:triplet_loss",
         distance="euclidean",
         reduction="mean",
@@ -87,7 +89,7 @@ CONTRASTIVE_ROWS = (
         "CosFace: softmax of cosines with a margin of the cosine",
         "1801.09414",
         "Classes are tighter than with plain softmax.",
-        _FORMULA_ONLY,
+        _DIGITS + "MAP@R 0.80, with plain softmax 0.72, and 0.55 with the same scale and no margin.",
         "losses.margin_softmax:margin_softmax_loss",
         "losses.margin_softmax:margin_logits",
         scale=64.0,
@@ -99,7 +101,8 @@ CONTRASTIVE_ROWS = (
         "ArcFace: softmax of cosines with a margin of the angle",
         "1801.07698",
         "Classes are tighter than with plain softmax.",
-        _FORMULA_ONLY,
+        _DIGITS + "MAP@R 0.82, with plain softmax 0.72, and 0.55 with the same scale and no margin; one seed of five "
+        "stays at 0.73.",
         "losses.margin_softmax:margin_softmax_loss",
         "losses.margin_softmax:margin_logits",
         scale=64.0,

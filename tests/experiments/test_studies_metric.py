@@ -1,10 +1,12 @@
 """The studies of metric learning run, give finite numbers, and look at the data they say they look at."""
 
+import jax
 import numpy as np
 import pytest
 
-from experiments.studies import group_infonce, multi_similarity, unpg, whitened_cse
+from experiments.studies import digit_embeddings, group_infonce, multi_similarity, unpg, whitened_cse
 from experiments.studies.nested_classes import balanced_batches, nested_classes
+from jaxalign.data.sources import load_source
 
 
 @pytest.mark.parametrize(
@@ -20,6 +22,34 @@ def test_a_few_steps(study, setting):
     assert setting in study.SETTINGS
     found = study.run(setting, 0, steps=2)
     assert all(np.isfinite(value) for value in found.values())
+
+
+@pytest.mark.parametrize("setting", ["softmax", "siglip", "pixels"])
+def test_a_few_steps_on_digits(setting, monkeypatch):
+    """On drawn digits: the scanned ones are not everywhere."""
+    source = load_source("drawn_digits?size=120")
+    images = np.stack([source[index]["image"][..., 0] for index in range(120)])
+    parts = {"train": slice(0, 100), "held_out": slice(100, 120)}
+    labels = np.arange(120) % 10
+    monkeypatch.setattr(
+        digit_embeddings,
+        "pictures",
+        lambda split: digit_embeddings.Pictures(images[parts[split]], labels[parts[split]]),
+    )
+    for name, smaller in {"PAIRS": 16, "LEARNT": 90, "SAMPLES": 4}.items():
+        monkeypatch.setattr(digit_embeddings, name, smaller)
+    found = digit_embeddings.run(setting, 0, steps=2)
+    assert all(np.isfinite(value) for value in found.values()) and found["uniformity"] < 0
+
+
+def test_views_of_a_digit_are_other_pictures_of_it():
+    image = np.zeros((4, 8, 8), np.float32)
+    image[:, 3:5, 3:5] = 1
+    seen = np.asarray(digit_embeddings.view(image, jax.random.key(0)))
+    assert seen.shape == image.shape and seen.min() >= 0 and seen.max() <= 1
+    assert np.abs(seen[0] - seen[1]).max() > 0.05
+    edge = np.concatenate([seen[:, 0], seen[:, -1], seen[..., 0], seen[..., -1]], 1)
+    assert (edge.sum(-1) < 0.1 * seen.sum((1, 2))).all()  # the ink stays near the middle
 
 
 def test_classes_are_split_and_nearest_to_their_own():
