@@ -204,25 +204,25 @@ def pro_loss(
     valid: jax.Array,
     *,
     detach_worse: bool = False,
-    temperature: float = 1.0,
+    score_temperature: float = 1.0,
     likelihood_weight: float = 1.0,
 ) -> Objective:
     """Each chain against all that are worse, minus likelihood_weight times the score of the best:
 
-      -sum_i [ s_i / t - log(exp(s_i / t) + sum_{j worse than i} exp(s_j / t)) ],   t = temperature
+      -sum_i [ s_i / t - log(exp(s_i / t) + sum_{j worse than i} exp(s_j / t)) ],   t = score_temperature
 
     Chains from best to worst and each chosen among what is left: Plackett and Luce's likelihood of the order. Arguments
     and metrics as of `aft_loss`. `detach_worse` makes the s_j constants. Chains of equal reward are not compared, where
     the paper has a strict order.
 
     Raises:
-      ValueError: `temperature` is not positive.
+      ValueError: `score_temperature` is not positive.
 
     PRO: arXiv 2306.17492, with one temperature for all pairs (there 1 / difference of rewards).
     """
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature} must be positive")
+    if not score_temperature > 0:
+        raise ValueError(f"score_temperature={score_temperature} must be positive")
     groups = _groups(scores, rewards, valid)
-    gaps = (groups.second(constant=detach_worse) - groups.first) / temperature
+    gaps = (groups.second(constant=detach_worse) - groups.first) / score_temperature
     comparison = _log_one_plus_sum(gaps, groups.better, (2,)).sum(1)
     return _objective(groups, comparison, groups.best, likelihood_weight)

@@ -309,7 +309,7 @@ ROWS = (
         config="configs/aft.py:pro",
         claim="Better chains become likelier than worse ones, each against all that are worse.",
         status=UNTRIED,
-        loss={"detach_worse": False, "temperature": 1.0},
+        loss={"detach_worse": False, "score_temperature": 1.0},
         advantages={"kind": "reference"},
     ),
     Method(

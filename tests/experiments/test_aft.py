@@ -57,7 +57,10 @@ def test_each_distinct_chain_counts_once(name):
 
 
 def test_words_choose_the_loss():
-    objectives = {word: aft.get_config(word).rl for word in ("", "boundary", "none", "rrhf", "pro")}
+    configs = {word: aft.get_config(word) for word in ("", "boundary", "none", "rrhf", "pro")}
+    for config in configs.values():
+        rl.build_loss(config, None)  # the names of options are those of nothing else
+    objectives = {word: config.rl for word, config in configs.items()}
     assert [x.objective for x in objectives.values()] == ["aft_loss"] * 3 + ["rrhf_loss", "pro_loss"]
     assert [objectives[word].loss.constraint for word in ("", "boundary", "none")] == ["detached", "boundary", "none"]
     with pytest.raises(UserError, match="exclude each other"):

@@ -117,7 +117,7 @@ def test_rrhf_and_pro_equal_loops(detach_worse):
     best = sum(best_score(*row) for row in rows)
     result = double(rrhf_loss, scores, feedback, valid, detach_worse=detach_worse, likelihood_weight=0.5)
     np.testing.assert_allclose(result.total, sum(rrhf(*row) for row in rows) - 0.5 * best, rtol=1e-12)
-    result = double(pro_loss, scores, feedback, valid, detach_worse=detach_worse, temperature=0.5)
+    result = double(pro_loss, scores, feedback, valid, detach_worse=detach_worse, score_temperature=0.5)
     np.testing.assert_allclose(result.total, sum(pro(*row, 0.5) for row in rows) - best, rtol=1e-12)
 
 
@@ -237,5 +237,5 @@ def test_unusable_options_are_refused():
         aft_loss(*arguments, constraint="dc")
     with pytest.raises(ValueError, match="beta=-1"):
         aft_loss(*arguments, beta=-1)
-    with pytest.raises(ValueError, match="temperature=0"):
-        pro_loss(*arguments, temperature=0)
+    with pytest.raises(ValueError, match="score_temperature=0"):
+        pro_loss(*arguments, score_temperature=0)
