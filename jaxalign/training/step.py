@@ -114,7 +114,8 @@ def make_train_step(
     weight of the whole batch, so the result is that of one batch; it holds a second set of gradients.
     A loss whose rows interact is given as a `CoupledLoss`, and is exact in micro-batches too.
 
-    The `update` of a `CoupledLoss` changes entries of the state's `extra`, once per step.
+    The `update` of a `CoupledLoss` changes entries of the state's `extra`, and its `combine` makes one gradient out of
+    several, both once per step.
 
     If the loss or the norm of the gradient is not finite, parameters, optimizer state and `extra` stay as they
     are, bit for bit, and the step is counted in `skipped` and `skipped_in_a_row`; `step` goes on. A

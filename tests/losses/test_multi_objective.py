@@ -103,6 +103,27 @@ def test_the_weighted_loss_is_raco_without_radius():
         )
 
 
+@pytest.mark.parametrize("drop_ties", [False, True])
+def test_objectives_told_apart(drop_ties):
+    """Each reads its own row of delta: the value is the weighted loss, the gradient by a row that of its own loss."""
+    delta, mask = pair_difference(pairs())
+    options = {"beta": BETA, "mask": mask, "drop_ties": drop_ties}
+    whole = weighted_loss(delta, SIGNS, WEIGHTS, ("one", "two"), **options)
+    each = [loss(found) for found in objective_losses(delta, SIGNS, **options)]
+    np.testing.assert_allclose(loss(whole), np.dot(WEIGHTS, each), rtol=1e-12)
+    assert whole.weight == 3 and float(whole.metrics["tied_one"][0]) == 1
+
+    def apart(rows):
+        return loss(weighted_loss(rows, SIGNS, WEIGHTS, **options))
+
+    value, rows = jax.value_and_grad(apart)(jnp.stack([delta, delta]))
+    np.testing.assert_allclose(value, loss(whole), rtol=1e-12)
+    for row, sign in zip(rows, SIGNS, strict=True):
+        counted = (np.arange(5) < 3) & ((sign != 0) | (not drop_ties))
+        wanted = -BETA * sign / (1 + np.exp(BETA * sign * np.asarray(delta))) * counted / counted.sum()
+        np.testing.assert_allclose(row, wanted, rtol=1e-12)
+
+
 def test_what_is_wrong_is_told():
     delta = np.ones(5)
     with pytest.raises(ValueError, match="beta=0 must be more than 0"):
