@@ -4,6 +4,7 @@
   python -m experiments.run --config=configs/bco.py:trl           as TRL's trainer had it
   python -m experiments.run --config=configs/bco.py:bce           without a shift: the plain cross-entropy
   python -m experiments.run --config=configs/bco.py:udm           and the prompts of both classes matched
+  python -m experiments.run --config=configs/bco.py:pairs         pairs as they are, chosen against rejected
   python -m experiments.run --config=configs/bco.py:tiny          0.8 M parameters from nothing, in a minute
   python -m experiments.run --config=configs/bco.py:runlocal      two small steps of the real thing
 
@@ -21,6 +22,7 @@ from configs import defaults, dpo_smollm
 WORDS = {
     "trl": "the shift is the mean of all rewards seen, the loss a mean over rows",
     "bce": "no shift",
+    "pairs": "both completions of a pair in one row",
     "udm": "undesirable rows weigh by the density ratio of their prompts",
 }
 
@@ -28,10 +30,12 @@ WORDS = {
 def get_config(argument=None):
     words = defaults.arguments(argument, {**dpo_smollm.WORDS, **WORDS})
     kind = defaults.one_of(words, ("trl", "bce"), "bco")
-    config = dpo_smollm.recipe("bco" if kind == "bco" else f"bco_{kind}", "bco", words)
+    method = "bco_pair" if "pairs" in words else "bco"
+    config = dpo_smollm.recipe(method if kind == "bco" else f"{method}_{kind}", method, words)
     config.preference.shift.enabled = kind != "bce"
     if kind == "trl":
         config.preference.shift.mode = "cumulative"
-        config.loss.reduction = "mean"
+        if method == "bco":
+            config.loss.reduction = "mean"
     config.preference.density_ratio.enabled = "udm" in words
     return config

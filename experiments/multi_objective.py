@@ -77,7 +77,7 @@ class Objectives:
       combine: (gradient of each objective) -> (one gradient, metrics), or None where the loss is simply weighted.
     """
 
-    labelled = tracked = symbolic = False
+    labelled = tracked = doubts = symbolic = False
 
     def __init__(self, config):
         preference = config.preference

@@ -163,7 +163,8 @@ class Measure:
     def __init__(self, config):
         self.options = dict(config.loss)
         self._shift, self._confidence = dict(config.preference.shift), dict(config.preference.confidence)
-        self.tracked = any([self._shift.pop("enabled"), self._confidence.pop("enabled")])
+        self.shifts, self.doubts = self._shift.pop("enabled"), self._confidence.pop("enabled")
+        self.tracked = self.shifts or self.doubts
         self.labelled = config.preference.labelled
         self.symbolic = "formula" in self.options
         if self.symbolic:
@@ -187,14 +188,16 @@ class Measure:
 
     def start(self, annotators: int) -> RewardShift | LabelConfidence:
         """The state of a `tracked` loss before training."""
-        return reward_shift.init() if self.labelled else label_confidence.init(annotators, self._confidence["start"])
+        return reward_shift.init() if self.shifts else label_confidence.init(annotators, self._confidence["start"])
 
     def follow(self, state, sums: Sums, reference, side, mask, annotator):
         """The state after a batch; once per step."""
-        if self.labelled:
-            rewards = self.options["beta"] * (sums.log_probs[:, 0] - reference[:, 0])
-            counts = mask * (sums.lengths[:, 0] > 0)
-            return reward_shift.update(state, rewards, side, counts, **self._shift)[0]
+        if self.shifts:
+            columns = slice(0, 1) if self.labelled else slice(0, 2)  # of a pair, chosen is desirable and rejected not
+            rewards = self.options["beta"] * (sums.log_probs[:, columns] - reference[:, columns])
+            counts = mask[:, None] * (sums.lengths[:, columns] > 0)
+            label = side[:, None] if self.labelled else jnp.broadcast_to(jnp.array([1.0, 0.0]), rewards.shape)
+            return reward_shift.update(state, *map(jnp.ravel, (rewards, label, counts)), **self._shift)[0]
         pairs, options = self._pairs(sums, reference, side, mask)
         confidences, _ = label_confidence.confidence(implied_margin(pairs, **options), state, annotator)
         counts = mask * (sums.lengths > 0).all(axis=1)
@@ -205,19 +208,21 @@ class Measure:
         self, sums: Sums, reference, side, mask, *, state=None, annotator=None, weight=None, training: bool = False
     ) -> Objective:
         """`state` None: the loss as it is without one. In training BCO's shift holds the batch that it is used for."""
-        if self.labelled:
-            if state is not None and training:
+        shift = {}
+        if self.shifts and state is not None:
+            if training:
                 state = self.follow(state, sums, reference, side, mask, annotator)
-            options = self.options if state is None else self.options | {"reward_shift": state.shift}
+            shift = {"reward_shift": state.shift}
+        if self.labelled:
             completion, mismatched = sums.log_probs[:, 0], sums.log_probs[:, 1]
             columns = (completion, reference[:, 0], mismatched, reference[:, 1], side, sums.lengths[:, 0], mask)
-            return unpaired_loss(UnpairedLogProbs(*columns), **options, weights=weight)
+            return unpaired_loss(UnpairedLogProbs(*columns), **self.options | shift, weights=weight)
         pairs, options = self._pairs(sums, reference, side, mask)
         if self.symbolic:
             return symbolic_loss(**pairs._asdict(), **options)
-        if state is not None:  # confidences come from the reliability before the batch
+        if self.doubts and state is not None:  # confidences come from the reliability before the batch
             return confidence_loss(pairs, state, annotator, mode=self._confidence["mode"], **options)
-        return preference_loss(pairs, **options)
+        return preference_loss(pairs, **options | shift)
 
     def _pairs(self, sums: Sums, reference, side, mask) -> tuple[PairLogProbs, dict]:
         """What a loss of pairs reads, and its options."""

@@ -115,8 +115,13 @@ def check(config) -> None:
         raise UserError(
             f"config.preference.length_desensitisation={preference.length_desensitisation} must be in [0, 1]; 1 is off"
         )
-    if preference.shift.enabled and config.loss.get("loss") != "bco":
-        raise UserError("config.preference.shift.enabled follows the rewards for the loss bco, and no other reads it")
+    if preference.shift.enabled and config.loss.get("loss") not in ("bco", "bco_pair", "mpo"):
+        raise UserError(
+            "config.preference.shift.enabled follows the rewards for the losses bco, bco_pair and mpo, and no other "
+            "reads it"
+        )
+    if preference.shift.enabled and preference.confidence.enabled:
+        raise UserError("config.preference.shift.enabled and config.preference.confidence.enabled exclude each other")
     if preference.density_ratio.enabled and not preference.labelled:
         raise UserError("config.preference.density_ratio.enabled weighs labelled completions; pairs share their prompt")
     if preference.confidence.enabled and (preference.labelled or "formula" in config.loss):
@@ -339,7 +344,7 @@ def run(config, workdir: str) -> None:
                 maps = monitor.heat_maps(state.params)
                 if session.is_main:
                     report.write_heat_maps(session.workdir, maps)
-        if measure.tracked and not preference.labelled:
+        if measure.doubts:
             found = zip(train.annotators, np.asarray(state.extra[TRACKED].reliability), strict=True)
             each = ", ".join(f"{name or 'everybody'} {value:.3f}" for name, value in found)
             session.print(f"reliability of labels: {each}")

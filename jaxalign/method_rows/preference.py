@@ -178,6 +178,17 @@ ROWS = (
         "+0.14 by density ratios; not measured on a language model.",
     ),
     Method(
+        name="bco_pair",
+        title="Binary classifier optimization of pairs",
+        paper="2404.04656",
+        experiment="preference",
+        pieces=("jaxalign.losses.preference:preference_loss", "jaxalign.controllers.reward_shift:update"),
+        config="configs/bco.py:pairs",
+        claim="As bco, with chosen as desirable and rejected as undesirable completions of one prompt.",
+        status=UNTRIED,
+        loss={"loss": "bco_pair", "beta": 0.1},
+    ),
+    Method(
         name="lcpo",
         title="Latent collective preference optimization (RE-PO): labels that may be wrong",
         paper="2509.24159",

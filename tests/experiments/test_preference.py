@@ -128,7 +128,7 @@ CASES = {
     "a shift of another loss": (
         ["--config.preference.shift.enabled=True"],
         TINY,
-        "config.preference.shift.enabled follows the rewards for the loss bco",
+        "config.preference.shift.enabled follows the rewards for the losses bco, bco_pair and mpo",
     ),
     "doubted labels of completions": (
         ["--config.preference.confidence.enabled=True"],
@@ -189,11 +189,11 @@ def test_rows_that_interact_are_exact_in_micro_batches(word, tiny):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("recipe", [bco, lcpo])
-def test_what_a_loss_follows_sees_the_whole_batch_once(recipe, tiny):
+@pytest.mark.parametrize(("recipe", "words"), [(bco, "tiny"), (bco, "tiny,pairs"), (lcpo, "tiny")])
+def test_what_a_loss_follows_sees_the_whole_batch_once(recipe, words, tiny):
     """In micro-batches too; the shift is that of the batch itself, reliabilities those from before it."""
     config, model, params = tiny
-    config = recipe.get_config("tiny")
+    config = recipe.get_config(words)
     labelled = config.preference.labelled
     rows = [*ROWS, ROWS[0]._replace(prompt_ids=[4, 4])]
     rows = [row._replace(annotator="ab"[i // 2], weight=1.0 + i) for i, row in enumerate(rows)]
@@ -210,9 +210,15 @@ def test_what_a_loss_follows_sees_the_whole_batch_once(recipe, tiny):
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     state, means = whole[2][TRACKED], metric_means(whole[0].metrics)
-    if labelled:
-        scored = make_score(model.decoder, config.preference)(params, batch)
-        rewards = 0.1 * (scored.log_probs - batch.reference)[:, 0]
+    scored = make_score(model.decoder, config.preference)(params, batch)
+    rewards = 0.1 * (scored.log_probs - batch.reference)
+    if words == "tiny,pairs":
+        np.testing.assert_allclose(state.shift, rewards.mean(), rtol=1e-4)
+        apart = rewards - state.shift
+        expected = np.log1p(np.exp(-apart[:, 0])) + np.log1p(np.exp(apart[:, 1]))
+        np.testing.assert_allclose(whole[0].total / whole[0].weight, expected.mean(), rtol=1e-4)
+    elif labelled:
+        rewards = rewards[:, 0]
         np.testing.assert_allclose(state.shift, (rewards[batch.side > 0].mean() + rewards[1]) / 2, rtol=1e-4)
         np.testing.assert_allclose(means["reward_shift"], state.shift, rtol=1e-5)
     else:
