@@ -13,7 +13,7 @@ import ml_collections
 from ml_collections import config_dict
 
 from experiments.embedding_losses import LOSSES as LOSSES_OF_EMBEDDINGS
-from jaxalign.controllers import label_confidence, prompt_gdro, reward_shift, rollout_gdro
+from jaxalign.controllers import label_confidence, modality_gap, prompt_gdro, reward_shift, rollout_gdro
 from jaxalign.controllers.policy_drift import retention
 from jaxalign.controllers.prompt_sampling import sampling_probabilities
 from jaxalign.errors import UserError
@@ -21,6 +21,7 @@ from jaxalign.losses.chain_alignment import aft_loss, pro_loss, rrhf_loss
 from jaxalign.losses.class_alignment import cafa_loss
 from jaxalign.losses.dypo import dypo_loss
 from jaxalign.losses.grao import grao_loss
+from jaxalign.losses.graph_text import graph_text_loss
 from jaxalign.losses.multi_objective import multi_objective_loss
 from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.losses.ppo import ppo_loss
@@ -438,6 +439,47 @@ def contrastive(name: str, method: str = "clip", *, steps: int) -> ml_collection
     config.evaluation = ml_collections.ConfigDict({"batch_size": 256})  # examples embedded at once
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 1e-3
+    config.optimizer.max_grad_norm = 0.0
+    return config
+
+
+def graph_text(name: str, method: str = "llm4gta", *, steps: int) -> ml_collections.ConfigDict:
+    """Alignment of the nodes of a graph with their texts, which keeps a gap between them."""
+    config = base(name, "graph_text", steps)
+    del config.model, config.adapter  # of decoders
+    config.data = ml_collections.ConfigDict()
+    config.data.source = "text_graph?split=train"  # nodes of one graph
+    config.data.held_out = "text_graph?split=held_out"  # of another one; "": no evaluation
+    config.data.classes = "text_graph?split=classes"  # a text and a number of each class; "": no zero-shot accuracy
+    config.data.id_field = "id"
+    config.data.neighbours_field = "neighbours"  # a list of ids: the nodes that this one reads
+    config.data.features_field = "features"  # numbers
+    config.data.text_field = "text"  # a text, or its vector
+    config.data.class_field = "meaning"  # which of the classes; integers, null where it is not known; "": none
+    config.data.label_field = "community"  # what the classifier learns; the same
+    config.labelled = 0.1  # share of nodes whose label the classifier is told
+    config.batch_size = 256  # nodes
+
+    config.encoders = ml_collections.ConfigDict()
+    config.encoders.graph = ml_collections.ConfigDict({"hidden_dims": (64,)})
+    config.encoders.text = ml_collections.ConfigDict()
+    # "auto" (MiniLM), a Hugging Face folder or hub id; "": linear maps, for texts that are given as vectors
+    config.encoders.text.path = ""
+    config.encoders.text.hidden_dims = ()
+    config.encoders.text.out_dim = 32  # of linear maps; the graph encoder has the size of what reads the texts
+    config.encoders.text.dropout = 0.0
+    config.encoders.text.input_dropout = 0.0
+    # Before the first step: the graph encoder learns to tell edges from other pairs of nodes
+    config.pretraining = ml_collections.ConfigDict({"steps": 200, "pairs": 512, "learning_rate": 2e-3})
+
+    config.gap = options_of(modality_gap.update, {})
+    config.gap.enabled = True  # False: the pull stays at 1, and there is no band
+    config.loss = options_of(
+        graph_text_loss, get_method(method).loss, without=("alignment_weight", "low", "high", "axis_name")
+    )
+    config.evaluation = ml_collections.ConfigDict({"probe_labels": 5})  # of each label, that the probe is told
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 2e-3
     config.optimizer.max_grad_norm = 0.0
     return config
 

@@ -32,7 +32,7 @@ from jaxalign.training.step import make_train_step
 SIDES = ("first", "second")
 LENGTH_BUCKET = 8  # texts are padded to a multiple of so many tokens
 
-_RULES: dict[type, Sequence[Rule]] = {
+RULES: dict[type, Sequence[Rule]] = {
     MlpEncoder: MLP_ENCODER_RULES,
     TextEncoder: TEXT_ENCODER_RULES,
     ImageEncoder: IMAGE_ENCODER_RULES,
@@ -79,7 +79,7 @@ def open_tower(options, example: Any) -> Tower:
     """
     if options.path:
         opened = open_encoder(options.path, dropout=options.dropout)
-        if type(opened.encoder) not in _RULES:
+        if type(opened.encoder) not in RULES:
             raise UserError(
                 f"config.encoders: {options.path!r} is a {type(opened.encoder).__name__}; give each side a text or an "
                 "image encoder of its own"
@@ -125,8 +125,8 @@ class Towers:
         self._learned = jax.eval_shape(lambda: learned(self.embedding_dim))
         self._begin_loss = learned
         encoders = {name: self._of[name].encoder.abstract_params() for name in self.names}
-        tables = {name: _RULES[type(self._of[name].encoder)] for name in self.names}
-        self._weight_shardings = shardings_for({**encoders, "loss": self._learned}, _under(tables), mesh)
+        tables = {name: RULES[type(self._of[name].encoder)] for name in self.names}
+        self._weight_shardings = shardings_for({**encoders, "loss": self._learned}, under(tables), mesh)
         self.adapter, self.base = adapter_config(config), None
         self.abstract, self.shardings = {**encoders, "loss": self._learned}, self._weight_shardings
         if self.adapter is not None:
@@ -135,7 +135,7 @@ class Towers:
             adapters = {name: abstract_adapter(tree, self.adapter) for name, tree in encoders.items()}
             self.abstract = {**adapters, "loss": self._learned}
             adapted = {name: adapter_rules(rules) for name, rules in tables.items()}
-            self.shardings = shardings_for(self.abstract, _under(adapted), mesh)
+            self.shardings = shardings_for(self.abstract, under(adapted), mesh)
 
     def __getitem__(self, side: str) -> Tower:
         return self._of[side]
@@ -199,7 +199,7 @@ class Towers:
         return self._of[side].encoder.embed(params[name], inputs, key=key).astype(jnp.float32)
 
 
-def _under(tables: dict[str, Sequence[Rule]]) -> list[Rule]:
+def under(tables: dict[str, Sequence[Rule]]) -> list[Rule]:
     """The rules of encoders, each under its name, and that of what the loss learns."""
     rules = [rule._replace(pattern=f"{name}/(?:{rule.pattern})") for name, table in tables.items() for rule in table]
     return [*rules, Rule("loss/.*", jax.sharding.PartitionSpec(), optional=True)]

@@ -18,13 +18,14 @@ import optax
 
 from jaxalign import objective
 from jaxalign.controllers import modality_gap
+from jaxalign.data.text_graphs import COMMUNITIES, EIGENVECTORS, NODES, TEXT, two_graphs
+from jaxalign.evaluation.linear_probe import few_of_each, probe_hits
 from jaxalign.losses.graph_text import graph_text_loss
 from jaxalign.losses.similarity import unit
 from jaxalign.models.graph_encoder import GraphEncoder
 from jaxalign.models.mlp_encoder import MlpEncoder
 
 SETTINGS = ("none", "clip", "closing", "compensation", "gap", "full")
-NODES, MEANINGS, COMMUNITIES, EIGENVECTORS, TEXT = 800, 6, 8, 12, 32
 ENCODER = GraphEncoder(TEXT + EIGENVECTORS, (64,), 32)
 PROJECTION = MlpEncoder(TEXT, (), 32)
 CLASSIFIER = MlpEncoder(32, (), COMMUNITIES)
@@ -36,21 +37,6 @@ class Graph(NamedTuple):
     text: jax.Array  # [V, 32]
     meaning: jax.Array  # [V]
     community: jax.Array  # [V]
-
-
-def make_graph(random: np.random.Generator, means: np.ndarray, view: np.ndarray, nodes: int) -> Graph:
-    meaning, community = random.integers(MEANINGS, size=nodes), random.integers(COMMUNITIES, size=nodes)
-    same, alike = (x[:, None] == x for x in (community, meaning))
-    upper = np.triu(random.random((nodes, nodes)) < np.where(same, 0.06, 0.006) + 0.012 * alike, 1)
-    adjacency = (upper | upper.T).astype(np.float32)
-    text = means[meaning] + 1.6 * random.normal(size=(nodes, TEXT))
-    degree = np.maximum(adjacency.sum(1), 1) ** -0.5
-    _, vectors = np.linalg.eigh(np.eye(nodes) - degree[:, None] * adjacency * degree)
-    signs = random.choice([-1, 1], EIGENVECTORS)
-    place = vectors[:, 1 : EIGENVECTORS + 1] * signs * nodes**0.5
-    seen = text @ view + 0.5 * random.normal(size=text.shape)
-    arrays = [jnp.asarray(x, jnp.float32) for x in (np.hstack([seen, place]), adjacency, text)]
-    return Graph(*arrays, jnp.asarray(meaning), jnp.asarray(community))
 
 
 def embed(params, graph: Graph) -> jax.Array:
@@ -116,34 +102,15 @@ def align(params, graph: Graph, key, *, setting: str, steps: int):
     return params, similarities[-10:].mean()
 
 
-@jax.jit
-def probe(features, labels, chosen) -> jax.Array:
-    """Accuracy on the other nodes of logistic regression on the chosen ones (standardised, 300 steps, decay 0.01)."""
-    features = (features - features.mean(0)) / (features.std(0) + 1e-6)
-
-    def loss(weights):
-        logits = features[chosen] @ weights[:-1] + weights[-1]
-        nll = optax.softmax_cross_entropy_with_integer_labels(logits, labels[chosen]).mean()
-        return nll + 0.01 * jnp.sum(weights[:-1] ** 2)
-
-    start = jnp.zeros((features.shape[1] + 1, COMMUNITIES))
-    weights = jax.lax.fori_loop(0, 300, lambda _, w: w - 0.5 * jax.grad(loss)(w), start)
-    hits = jnp.argmax(features @ weights[:-1] + weights[-1], -1) == labels
-    others = jnp.ones(len(labels)).at[chosen].set(0)
-    return (hits * others).sum() / others.sum()
-
-
 @functools.lru_cache(maxsize=1)
 def _start(seed: int, nodes: int, steps: int):
     """(source graph, target graph, class means, parameters before alignment)."""
-    random = np.random.default_rng((41, seed))
-    means = random.normal(size=(MEANINGS, TEXT))
-    view = random.normal(size=(TEXT, TEXT)) / TEXT**0.5
-    source, target = (make_graph(random, means, view, nodes) for _ in range(2))
+    *graphs, means = two_graphs(seed, nodes)
+    source, target = (Graph(*map(jnp.asarray, graph)) for graph in graphs)
     keys = jax.random.split(jax.random.key(seed), 4)
     encoder = pretrain(ENCODER.init(keys[0]), source, keys[1], steps=steps)
     params = {"graph": encoder, "text": PROJECTION.init(keys[2]), "classifier": CLASSIFIER.init(keys[3])}
-    return source, target, jnp.asarray(means, jnp.float32), params
+    return source, target, jnp.asarray(means), params
 
 
 def run(setting: str, seed: int, *, nodes: int = NODES, steps: int = 300) -> dict[str, float]:
@@ -155,12 +122,10 @@ def run(setting: str, seed: int, *, nodes: int = NODES, steps: int = 300) -> dic
     found = embed(params["graph"], target)
     names = unit(PROJECTION.embed(params["text"], {"features": means}))
     zero_shot = (jnp.argmax(unit(found) @ names.T, -1) == target.meaning).mean()
-    random = np.random.default_rng((43, seed))
-    chosen = np.concatenate(
-        [random.choice(np.flatnonzero(np.asarray(target.community) == c), 5, replace=False) for c in range(COMMUNITIES)]
-    )
+    chosen = few_of_each(np.random.default_rng((43, seed)), np.asarray(target.community), 5)
+    hits = np.asarray(probe_hits(unit(found), target.community, chosen, classes=COMMUNITIES))
     return {
         "zero_shot": float(zero_shot),
-        "probe": float(probe(unit(found), target.community, chosen)),
+        "probe": float(np.delete(hits, chosen).mean()),
         "similarity": float(similarity) if setting != "none" else 0.0,
     }

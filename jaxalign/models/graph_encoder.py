@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -78,14 +79,26 @@ class GraphEncoder:
 
     def embed_nodes(self, params, inputs) -> jax.Array:
         """Embeddings [G, V, out_dim] of all nodes, not normalised; 0 for padding nodes."""
-        layers = nnx.merge(_definition(self.dims, self.precision)[0], params)
         mask = (jnp.asarray(inputs["mask"]) != 0)[..., None]
         x = jnp.where(mask, inputs["nodes"], 0)
         weights = jnp.where(jnp.swapaxes(mask, 1, 2), inputs["adjacency"], 0).astype(x.dtype)
         weights = weights / jnp.where((degree := weights.sum(-1, keepdims=True)) > 0, degree, 1)
+        return self._layers(params, x, lambda x: weights @ x, mask)
+
+    def embed_edges(self, params, inputs) -> jax.Array:
+        """Embeddings [V, out_dim] of the nodes of one graph {"nodes": [V, F], "senders": [E], "receivers": [E]}.
+
+        The node receivers[e] reads senders[e]. It is `embed_nodes` without the matrix, for graphs of many nodes.
+        """
+        nodes, senders, receivers = (jnp.asarray(inputs[name]) for name in ("nodes", "senders", "receivers"))
+        return self._layers(params, nodes, lambda x: mean_aggregate(x, senders, receivers, len(nodes)), True)
+
+    def _layers(self, params, x, read: Callable[[jax.Array], jax.Array], mask) -> jax.Array:
+        """`read(x)` is the mean of what each node reads."""
+        layers = nnx.merge(_definition(self.dims, self.precision)[0], params)
         last = len(self.dims) - 2
         for number in range(last + 1):
-            x = getattr(layers, f"layer_{number}")(jnp.concatenate([x, weights @ x], -1))
+            x = getattr(layers, f"layer_{number}")(jnp.concatenate([x, read(x)], -1))
             if number < last:
                 x = ACTIVATIONS[self.activation](x)
             x = jnp.where(mask, x, 0)

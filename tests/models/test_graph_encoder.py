@@ -58,3 +58,16 @@ def test_mean_over_edges_is_that_over_the_adjacency():
     want = np.zeros((5, 2))
     want[1], want[4], want[0] = (x[0] + x[2]) / 2, x[3], x[1]
     np.testing.assert_allclose(got, want, rtol=1e-6)
+
+
+def test_edges_are_read_as_an_adjacency_is():
+    params, inputs = ENCODER.init(jax.random.key(0)), graphs()
+    receivers, senders = np.nonzero(inputs["adjacency"][0])
+    edges = {"nodes": inputs["nodes"][0], "senders": senders, "receivers": receivers}
+    whole = {name: x[:1] for name, x in inputs.items()}
+
+    def both(params):
+        return ENCODER.embed_edges(params, edges), ENCODER.embed_nodes(params, whole)[0]
+
+    found, wanted = jax.jit(both)(params)
+    np.testing.assert_allclose(found, wanted, rtol=1e-5, atol=1e-6)
