@@ -27,6 +27,7 @@ from jaxalign.losses.policy_gradient import policy_loss
 from jaxalign.losses.ppo import ppo_loss
 from jaxalign.losses.preference import preference_loss
 from jaxalign.losses.preference_unpaired import unpaired_loss
+from jaxalign.losses.proclip import distillation_loss, proclip_loss
 from jaxalign.losses.supervised import supervised_loss
 from jaxalign.losses.symbolic.compilation import symbolic_loss
 from jaxalign.methods import get_method
@@ -480,6 +481,48 @@ def graph_text(name: str, method: str = "llm4gta", *, steps: int) -> ml_collecti
     config.evaluation = ml_collections.ConfigDict({"probe_labels": 5})  # of each label, that the probe is told
     config.optimizer.name = "adam"
     config.optimizer.learning_rate = 2e-3
+    config.optimizer.max_grad_norm = 0.0
+    return config
+
+
+def text_replacement(name: str, method: str = "proclip", *, steps: int) -> ml_collections.ConfigDict:
+    """Another text encoder for a trained pair of towers: distilled first, then tuned with the image encoder."""
+    config = base(name, "text_replacement", steps)  # train.steps counts both stages
+    del config.model, config.adapter  # of decoders
+    del config.train.ema_decay  # see average_decay
+    config.data = ml_collections.ConfigDict()
+    config.data.pretraining = "concept_pairs?split=pretraining"  # images and captions, to train the old towers on
+    config.data.texts = "concept_pairs?split=texts"  # stage 1: captions and their embeddings
+    config.data.source = "concept_pairs?split=train"  # stage 2: images and embeddings of their texts
+    config.data.held_out = "concept_pairs?split=held_out"  # images, captions and embeddings; "": no retrieval
+    config.data.images = "concept_pairs?split=absent"  # with their concepts; "": no zero-shot accuracy
+    config.data.classes = "concept_pairs?split=classes"  # a text of each concept, as caption and as embedding
+    config.data.image_field = "image"
+    config.data.caption_field = "caption"  # what the old text encoder reads
+    config.data.embedding_field = "embedding"  # what the language model said of the text
+    config.data.concept_field = "concept"
+
+    config.encoders = ml_collections.ConfigDict()
+    for kind in ("image", "text", "adapter"):
+        encoder = ml_collections.ConfigDict()
+        encoder.path = ""  # a Hugging Face folder or hub id; "": linear maps
+        encoder.hidden_dims = (128,)
+        encoder.out_dim = 32
+        encoder.dropout = 0.0
+        encoder.input_dropout = 0.0
+        config.encoders[kind] = encoder
+    config.scale = 20.0  # of the logits, at the start of stage 2, which learns it
+
+    # Of image and old text encoder, before anything; steps 0: they are trained already
+    config.pretraining = ml_collections.ConfigDict({"steps": 800, "batch_size": 256, "learning_rate": 1e-3})
+    config.distillation = ml_collections.ConfigDict({"steps": 600, "batch_size": 128, "learning_rate": 1e-3})
+    config.distillation.loss = options_of(distillation_loss, {})
+    config.batch_size = 128  # of stage 2
+    config.average_decay = 0.999  # of the image encoder's moving average, which stage 2 holds on to
+    config.loss = options_of(proclip_loss, get_method(method).loss, without=("axis_name",))
+    config.evaluation = ml_collections.ConfigDict({"batch_size": 256})  # examples embedded at once
+    config.optimizer.name = "adam"
+    config.optimizer.learning_rate = 5e-4
     config.optimizer.max_grad_norm = 0.0
     return config
 

@@ -101,10 +101,10 @@ def take(arrays: Any, rows) -> Any:
 class Embedder:
     """Embeddings of any number of examples, `size` at a time, by one compiled program a side."""
 
-    def __init__(self, towers: Towers, size: int):
+    def __init__(self, towers, size: int, sides: Sequence[str] = SIDES):
         self._towers, self._size = towers, size
         self._embed = {
-            side: jax.jit(lambda params, inputs, side=side: towers.embed(params, side, inputs)) for side in SIDES
+            side: jax.jit(lambda params, inputs, side=side: towers.embed(params, side, inputs)) for side in sides
         }
 
     def __call__(self, params, side: str, inputs: dict[str, np.ndarray]) -> np.ndarray:

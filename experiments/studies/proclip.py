@@ -10,13 +10,13 @@ direct_strong (4e-3 without stage 1).
 """
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 
 from jaxalign import objective
+from jaxalign.data.concept_world import CONCEPTS, TUNED, Shown, show, world
 from jaxalign.losses.contrastive import clip_loss
 from jaxalign.losses.proclip import distillation_loss, proclip_loss
 from jaxalign.losses.similarity import unit
@@ -25,40 +25,10 @@ from jaxalign.training import ema
 
 SETTINGS = ("original", "direct", "stage1", "stages", "full", "strong", "direct_strong")
 REGULARISATION = {"full": 4e-4, "strong": 4e-3, "direct_strong": 4e-3}
-CONCEPTS, TUNED, LOG_SCALE = 200, 40, 2.9957  # log 20
+LOG_SCALE = 2.9957  # log 20
 IMAGE = MlpEncoder(64, (128,), 32)
 TEXT = MlpEncoder(48, (128,), 32)
 ADAPTER = MlpEncoder(256, (128,), 32)
-
-
-class Shown(NamedTuple):
-    image: jax.Array  # [N, 64]
-    caption: jax.Array  # [N, 48] what the old text encoder reads
-    embedding: jax.Array  # [N, 256] what the adapter reads
-
-
-def world(key: jax.Array) -> dict[str, jax.Array]:
-    keys = jax.random.split(key, 4)
-    sizes = {"image": (16 + 8 + 16, 64), "caption": (16 + 16, 48), "embedding": (16 + 8, 256)}
-    maps = {
-        name: jax.random.normal(k, size) / size[0] ** 0.5 for k, (name, size) in zip(keys, sizes.items(), strict=False)
-    }
-    return {"concepts": jax.random.normal(keys[3], (CONCEPTS, 16)), **maps}
-
-
-def show(world, key: jax.Array, concepts: jax.Array, spread: float = 1.0) -> Shown:
-    """Images and texts of those concepts; spread 0 is the bare concept, without detail or anything irrelevant."""
-    a, b, c, d = jax.random.split(key, 4)
-
-    def around(key, size):
-        return spread * jax.random.normal(key, (len(concepts), size))
-
-    concept, detail = world["concepts"][concepts] + 0.35 * around(a, 16), around(b, 8)
-    return Shown(
-        jnp.tanh(jnp.concatenate([concept, detail, around(c, 16)], -1) @ world["image"]),
-        jnp.tanh(jnp.concatenate([concept, around(d, 16)], -1) @ world["caption"]),
-        jnp.tanh(jnp.concatenate([concept, detail], -1) @ world["embedding"]),
-    )
 
 
 def embed(encoder: MlpEncoder, params, x: jax.Array) -> jax.Array:

@@ -38,6 +38,7 @@ KINDS = {
     "view_pairs": "jaxalign.data.view_pairs:ViewPairs",
     "view_groups": "jaxalign.data.view_pairs:ViewGroups",
     "number_words": "jaxalign.data.view_pairs:NumberWords",
+    "concept_pairs": "jaxalign.data.concept_world:ConceptPairs",
     "text_graph": "jaxalign.data.text_graphs:TextGraphNodes",
     "drawn_digits": "jaxalign.data.digits:DrawnDigits",
     "digits": "jaxalign.data.digits:ScannedDigits",
@@ -61,6 +62,7 @@ def load_source(spec: str | Mapping[str, Any]) -> Source:
         "view_pairs?split=train"                    pairs of vectors (`jaxalign.data.view_pairs`)
         "view_groups?split=train"                   the same with several partners each
         "number_words?split=train"                  pairs of texts: numbers in digits and in words
+        "concept_pairs?split=train"                 images, captions and embeddings (`jaxalign.data.concept_world`)
         "text_graph?split=train"                    nodes of a graph and their texts (`jaxalign.data.text_graphs`)
         "drawn_digits?split=train&size=900"         pictures of digits (`jaxalign.data.digits`); "digits": scanned ones
         "reasoning_gym:chain_sum?size=500&seed=1"   a generator of reasoning-gym
