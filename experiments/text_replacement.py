@@ -263,7 +263,7 @@ class Evaluation:
 
 
 def check(config) -> None:
-    """Raises UserError: settings that cannot work together."""
+    """Raises UserError: settings that cannot work together. ValueError: an option that a loss refuses."""
     stages = config.distillation
     if not 0 <= stages.steps <= config.train.steps:
         raise UserError(
@@ -281,6 +281,10 @@ def check(config) -> None:
             f"config.scale={config.scale} must be positive and config.loss.regularisation="
             f"{config.loss.regularisation} not negative"
         )
+    # Both losses asked once for their complaints: an option of stage 2 is not refused only when stage 1 is done.
+    x = jax.ShapeDtypeStruct((2, 2), jnp.float32)
+    jax.eval_shape(lambda x: distillation_loss(x, x, **stages.loss), x)
+    jax.eval_shape(lambda x: proclip_loss(x, x, x, 0.0, **config.loss), x)
 
 
 def run(config, workdir: str) -> None:

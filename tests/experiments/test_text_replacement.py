@@ -7,7 +7,6 @@ import pytest
 
 from experiments import text_replacement
 from jaxalign.data.sources import load_source
-from jaxalign.errors import UserError
 from jaxalign.training import configuration
 from tests.experiments import runs
 
@@ -68,6 +67,7 @@ def test_splits_of_the_world():
 MISTAKES = {
     "distillation.steps=9": r"distillation.steps=9 must lie between 0 and config.train.steps=4",
     "train.micro_batches=3": r"distillation.batch_size=32 does not divide into .*micro_batches=3",
+    "loss.kind=cubic": r"unknown kind 'cubic'",
     "scale=0.0": r"scale=0.0 must be positive",
     "encoders.adapter.out_dim=8": r"embeddings of different sizes: .*'adapter': 8",
     "data.caption_field=title": r"concept_pairs \(texts\) example 0 has no field 'title'",
@@ -78,5 +78,5 @@ MISTAKES = {
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_mistakes_are_named(mistake, tmp_path):
-    with pytest.raises(UserError, match=MISTAKES[mistake]):
+    with pytest.raises(ValueError, match=MISTAKES[mistake]):
         train(load(mistake), tmp_path)
