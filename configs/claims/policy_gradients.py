@@ -2,7 +2,7 @@
 
   python -m experiments.compare --config=configs/claims/policy_gradients.py
 
-Every arm makes the same supervised start, 250 steps on sums of two numbers up to 50, and then 60 steps of 16 prompts x
+Every arm makes the same supervised start, 200 steps on sums of two numbers up to 50, and then 150 steps of 16 prompts x
 8 completions with 2 epochs on each batch. So all see the same number of completions and of updates: DAPO draws its
 batches once (`dapo`) instead of until they are full, and PPO takes its batches whole. "start" is the supervised start
 alone; "sft" goes on with it for as many updates as the others make.
@@ -10,15 +10,16 @@ alone; "sft" goes on with it for as many updates as the others make.
 
 from configs import defaults
 
-STEPS, EPOCHS, START = 60, 2, 250
+STEPS, EPOCHS, START = 150, 2, 200
 SUMS = "arithmetic?operations=+&template={question}=&max_operand=50&split="
 METRIC = "held-out solve rate, greedy, 4 new tokens"
 COMMON = (
-    f"data.source='{SUMS}train'",
-    f"data.held_out='{SUMS}held_out'",
+    f"data.source={SUMS}train",
+    f"data.held_out={SUMS}held_out",
     f"rl.epochs={EPOCHS}",
     "rl.batches_per_epoch=1",
     "rl.report_kl_prompts=0",
+    "optimizer.learning_rate=2e-4",
 )
 ARMS = {
     "grpo": ("configs/grpo_qwen.py:tiny",),
