@@ -21,11 +21,12 @@ import argparse
 import datetime
 import importlib
 import json
+import math
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -223,6 +224,15 @@ def compare(claim, workdir: Path, command: str) -> dict[str, Any]:
     }
 
 
+def _strict(value: Any) -> Any:
+    """With None for numbers that are not finite, such as the interval of one seed: JSON knows no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _strict(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
 def table(record: dict[str, Any]) -> list[str]:
     """Lines for people: every arm's values, every expectation's difference and verdict."""
     lines = []
@@ -302,7 +312,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = compare(claim, workdir, shlex.join(["python", "-m", "experiments.compare", *argv]))
         for path in filter(None, (workdir / "comparison.json", arguments.record)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
+            Path(path).write_text(json.dumps(_strict(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_page(record, workdir / "comparison.html")
     except KeyboardInterrupt:
         print("experiments.compare: interrupted; the same command goes on", file=sys.stderr)

@@ -103,6 +103,9 @@ def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
     assert "<svg" in (tmp_path / "work" / "comparison.html").read_text()
     assert compare.main(command) == 0
     assert capsys.readouterr().out.count("finished before") == 4
+    assert compare.main([argument.replace("seeds=0,1", "seeds=0") for argument in command]) == 0
+    record = json.loads((tmp_path / "record.json").read_text(), parse_constant=pytest.fail)  # NaN is no JSON
+    assert record["results"][0]["low"] is None
 
     metric = "held-out solve rate, greedy, 4 new tokens"
     assert compare.main([*command[:2], f"--metric={metric}", *command[3:]]) == 0
