@@ -47,6 +47,9 @@ class Case(NamedTuple):
     per_row: tuple[str, ...] = ()  # arrays [rows] that mean nothing for a row without any token
     inputs: tuple[str, ...] = ()  # what the model itself reads: may change where masked, but stays finite
     additive: bool = True  # the objectives of two halves of the rows add up; False where rows interact
+    # Single operations are compiled once for all cases of the same shapes together; a case of other shapes and many
+    # operations is cheaper as one program.
+    as_one_program: bool = False
 
     def loss_fn(self, params, batch) -> Objective:
         return self.loss(self.outputs(params, batch), batch)

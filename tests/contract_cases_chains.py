@@ -13,7 +13,8 @@ def cases(token_case):
 
     def builder(function, **options):
         def build(seed, rows, dtype, scorer):
-            return token_case(seed, rows, dtype, scorer, _loss(function, options), extra=_extra(rows), keep=_KEEP)
+            case = token_case(seed, rows, dtype, scorer, _loss(function, options), extra=_extra(rows), keep=_KEEP)
+            return case._replace(as_one_program=True)
 
         return build
 

@@ -14,7 +14,8 @@ def cases(token_case):
     def builder(make):
         def build(seed, rows, dtype, scorer):
             loss, extra, keep = make(rows)
-            return token_case(seed, rows, dtype, scorer, loss, extra=extra, keep=keep)
+            case = token_case(seed, rows, dtype, scorer, loss, extra=extra, keep=keep)
+            return case._replace(as_one_program=True)
 
         return build
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = 400
-KILLS = int(os.environ.get("JAXALIGN_KILLS", "8"))  # 20 of 20 were survived by hand; each costs some seconds
+KILLS = int(os.environ.get("JAXALIGN_KILLS", "5"))  # 20 of 20 were survived by hand; each costs some seconds
 
 # Saves after every step, so that a random moment often lies within a save.
 RUN = """
