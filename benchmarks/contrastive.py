@@ -1,9 +1,10 @@
-"""InfoNCE and SigLIP over a whole batch, forward and backward, against the formulas in torch.
+"""InfoNCE, CLIP and SigLIP over a whole batch, forward and backward, against the formulas in torch.
 
 Sides: jaxalign a chunk of anchors at a time, and at once; torch as one writes the formulas down, which holds the whole
-matrix of similarities: cross-entropy of S / temperature, and softplus of all B^2 pairs. All are compared with float64
-first, then timed in turns. Memory is the growth of the resident peak during one forward and backward pass, measured in
-the same way in each process; for the JAX sides also what the compiler says it needs.
+matrix of similarities: cross-entropy of S / temperature (for CLIP of the logits of both sides, each a product of its
+own as in open_clip), and softplus of all B^2 pairs. All are compared with float64 first, then timed in turns. Memory is
+the growth of the resident peak during one forward and backward pass, measured in the same way in each process; for the
+JAX sides also what the compiler says it needs.
 """
 
 import tempfile
@@ -14,6 +15,7 @@ import numpy as np
 from benchmarks import common
 
 WIDTH, TEMPERATURE, SCALE, BIAS = 64, 0.07, 10.0, -10.0
+CHUNKS = {"InfoNCE": 256, "CLIP": 256, "SigLIP": 128}
 
 
 def problem(rows: int) -> dict[str, np.ndarray]:
@@ -29,11 +31,13 @@ class Jax:
         import jax.numpy as jnp
 
         from jaxalign import objective
-        from jaxalign.losses.contrastive import info_nce, siglip_loss
+        from jaxalign.losses.contrastive import clip_loss, info_nce, siglip_loss
 
         def value(a, b):
             if loss == "InfoNCE":
                 return objective.loss(info_nce(a, b, TEMPERATURE, chunk=chunk))
+            if loss == "CLIP":
+                return objective.loss(clip_loss(a, b, -np.log(TEMPERATURE), chunk=chunk))
             return objective.loss(siglip_loss(a, b, np.log(SCALE), BIAS, chunk=chunk))
 
         self._arguments = [jnp.asarray(x) for x in problem(rows).values()]
@@ -64,7 +68,11 @@ class Torch:
     def _loss(self):
         from torch.nn import functional
 
-        cosines = functional.normalize(self._a) @ functional.normalize(self._b).T
+        a, b = functional.normalize(self._a), functional.normalize(self._b)
+        if self._name == "CLIP":
+            both = [functional.cross_entropy(x @ y.T / TEMPERATURE, self._partners) for x, y in ((a, b), (b, a))]
+            return sum(both) / 2
+        cosines = a @ b.T
         if self._name == "InfoNCE":
             return functional.cross_entropy(cosines / TEMPERATURE, self._partners)
         return -functional.logsigmoid(self._signs * (SCALE * cosines + BIAS)).sum() / len(cosines)
@@ -78,11 +86,16 @@ class Torch:
         np.savez(path, value=self._loss().detach().numpy(), d_a=self._a.grad.numpy(), d_b=self._b.grad.numpy())
 
 
-def exact(loss: str, rows: int) -> dict[str, np.ndarray]:
+def exact(loss: str, rows: int, swapped: bool = False) -> dict[str, np.ndarray]:
     """The same in float64, some anchors at a time."""
+    if loss == "CLIP":
+        forth, back = (exact("InfoNCE", rows, swapped) for swapped in (False, True))
+        sides = {"value": "value", "d_a": "d_b", "d_b": "d_a"}
+        return {name: (forth[name] + back[other]) / 2 for name, other in sides.items()}
     given = {name: x.astype(np.float64) for name, x in problem(rows).items()}
     norms = {name: np.linalg.norm(x, axis=1, keepdims=True) for name, x in given.items()}
-    a, b = (given[name] / norms[name] for name in ("a", "b"))
+    names = ("b", "a") if swapped else ("a", "b")
+    a, b = (given[name] / norms[name] for name in names)
     total, d_a, d_b = 0.0, np.zeros_like(a), np.zeros_like(b)
     for start in range(0, rows, 512):
         part = np.arange(start, min(start + 512, rows))
@@ -102,25 +115,27 @@ def exact(loss: str, rows: int) -> dict[str, np.ndarray]:
             weights[own] *= -1
         d_a[part] += weights @ b
         d_b += weights.T @ a[part]
-    slopes = [(d - (d * u).sum(1, keepdims=True) * u) / norms[n] for n, d, u in (("a", d_a, a), ("b", d_b, b))]
+    pairs = zip(names, (d_a, d_b), (a, b), strict=True)
+    slopes = [(d - (d * u).sum(1, keepdims=True) * u) / norms[name] for name, d, u in pairs]
     return {"value": np.asarray(total / rows), "d_a": slopes[0] / rows, "d_b": slopes[1] / rows}
 
 
 def main() -> None:
     parser = common.parser(__doc__, rounds=7)
     parser.add_argument("--rows", type=int, default=6144)
-    parser.add_argument("--chunk", type=int, default=128)
+    parser.add_argument("--chunk", type=int, help=f"anchors at a time (default {CHUNKS})")
     arguments = parser.parse_args()
     common.print_machine()
-    print(f"  {arguments.rows} rows, width {WIDTH}, chunk {arguments.chunk}, float32, forward and backward")
+    print(f"  {arguments.rows} rows, width {WIDTH}, float32, forward and backward")
     peer = common.has_peer(arguments.peer_python, "torch")
-    for loss in ("InfoNCE", "SigLIP"):
+    for loss in CHUNKS:
         compare(loss, peer, arguments)
 
 
 def compare(loss: str, peer: bool, arguments) -> None:
+    chunk = arguments.chunk or CHUNKS[loss]
     sides = {
-        "jaxalign, chunks": ("Jax", dict(chunk=arguments.chunk)),
+        "jaxalign, chunks": ("Jax", dict(chunk=chunk)),
         "jaxalign, at once": ("Jax", dict(chunk=None)),
     }
     if peer:
@@ -151,7 +166,7 @@ def compare(loss: str, peer: bool, arguments) -> None:
         )
         found = {name: common.summarise(some) for name, some in calls.items()}
         temporary = {name: workers[name].call("temporary_bytes") for name in sides if sides[name][0] == "Jax"}
-        print(f"{loss}: time (medians of {arguments.rounds}) and memory")
+        print(f"{loss}, chunk {chunk}: time (medians of {arguments.rounds}) and memory")
         rows = []
         for name, summary in found.items():
             stated = f"{temporary[name] / 1e6:.0f} MB" if name in temporary else "-"
@@ -160,7 +175,7 @@ def compare(loss: str, peer: bool, arguments) -> None:
         if "torch" in found:
             for name in temporary:
                 common.print_target(
-                    f"{name}, of the time of torch", found[name].seconds / found["torch"].seconds, 1, "x"
+                    f"{name}, of the time of torch", found[name].seconds / found["torch"].seconds, 1 / 3, "x"
                 )
     finally:
         for worker in workers.values():
