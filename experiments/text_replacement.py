@@ -151,7 +151,10 @@ class Stages:
             for loss_fn, one in zip(losses, optimizers, strict=True)
         ]
         self._begin_again = jax.jit(optimizers[1].init, out_shardings=self.layout.shardings.opt_state)
-        embed_images = lambda params, inputs: towers.embed(params, "image", inputs)  # noqa: E731
+
+        def embed_images(params, inputs):
+            return towers.embed(params, "image", inputs)
+
         self._teacher = jax.jit(embed_images, out_shardings=batch_sharding(mesh))
         self._holds_on = config.loss.regularisation > 0
 
