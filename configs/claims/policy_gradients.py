@@ -5,8 +5,8 @@
 Every arm makes the same supervised start, 200 steps on sums of two numbers up to 50, and then 150 steps of 16 prompts x
 8 completions with 2 epochs on each batch. So all see the same number of completions and of updates: DAPO draws its
 batches once (`dapo`) instead of until they are full, and PPO takes its batches whole. "start" is the supervised start
-alone; "sft" goes on with it for as many updates as the others make. The record has seed 0 only, by which the settings
-were chosen too (docs/methods/grpo.md).
+alone; "sft" goes on with it for as many updates as the others make. The settings were chosen by GRPO with seed 0
+(docs/methods/grpo.md).
 """
 
 from configs import defaults
