@@ -42,9 +42,9 @@ def get_config(argument=None):
         config.data.id_field = "passage_id"
         config.encoders.shared = True
         config.encoders.first.path = "auto"
-        config.contrastive.batch_size = 64
+        config.contrastive.batch_size = 32
         config.optimizer.learning_rate = 2e-5
-        config.train.steps = 60
+        config.train.steps = 20
     if "runlocal" in words:
         config.train.steps = 4
         config.contrastive.batch_size = 16
