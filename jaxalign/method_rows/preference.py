@@ -44,8 +44,9 @@ ROWS = (
     dataclasses.replace(
         _pairs("dpo", "Direct preference optimization", "2305.18290", _RISES, loss="dpo", beta=0.1),
         status="Seen: SmolLM2-135M on 218 pairs of its own samples of short arithmetic (configs/dpo_verifiable.py), "
-        "held-out solve rate 17 % to 66 % in 40 steps; and on human judgements of harm (configs/dpo_smollm.py), accuracy "
-        "on 170 held-out pairs 50 % to 76 % [70, 83] in 100 steps, chosen log-probs falling too; one seed each.",
+        "held-out solve rate 17 % to 66 % in 40 steps; and on human judgements of harm (configs/dpo_smollm.py), "
+        "accuracy on 170 held-out pairs 50 % to 76 % [70, 83] in 100 steps, chosen log-probs falling too; one seed "
+        "each.",
     ),
     _pairs(
         "cdpo",
