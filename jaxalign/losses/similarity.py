@@ -60,7 +60,7 @@ def map_rows(
     Raises ValueError: chunk below 1.
     """
     candidates = gathered(candidates, axis_name)
-    if not _divides(anchors, chunk):
+    if not _is_cut(anchors, chunk):
         return function(anchors, candidates)
     part = jax.checkpoint(lambda some: function(some, candidates), prevent_cse=False)
     stacked, rest = _cut(anchors, chunk)
@@ -95,7 +95,7 @@ def sum_rows(
             for name, x in function(some, candidates).items()
         }
 
-    return _in_chunks(sums, chunk, anchors, candidates) if _divides(anchors, chunk) else sums(anchors, candidates)
+    return _in_chunks(sums, chunk, anchors, candidates) if _is_cut(anchors, chunk) else sums(anchors, candidates)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
@@ -151,7 +151,7 @@ def as_of_one_device(tree: Any, like: Any) -> Any:
     return jax.tree.map(lambda x: jnp.where(anything == 0, x, x), tree)
 
 
-def _divides(anchors: Any, chunk: int | None) -> bool:
+def _is_cut(anchors: Any, chunk: int | None) -> bool:
     """Whether there are several chunks."""
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk must be at least 1, got {chunk}")
