@@ -12,6 +12,12 @@ from typing import NamedTuple
 ROOT = Path(__file__).resolve().parents[2]
 
 
+def environment(devices: int = 1) -> dict[str, str]:
+    """What a child process sees: `devices` simulated ones, and programs compiled as tests/conftest.py has them."""
+    flags = os.environ.get("XLA_FLAGS", "")
+    return {**os.environ, "XLA_FLAGS": f"{flags} --xla_force_host_platform_device_count={devices}"}
+
+
 class Ended(NamedTuple):
     code: int
     out: str
@@ -23,11 +29,10 @@ def command(spec: str, workdir: Path, *overrides: str) -> list[str]:
 
 
 def run(spec: str, workdir: Path, *overrides: str, devices: int = 1, timeout: float = 300, env=None) -> Ended:
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}", **(env or {})}
     done = subprocess.run(
         command(spec, workdir, *overrides),
         cwd=ROOT,
-        env=environment,
+        env={**environment(devices), **(env or {})},
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -53,7 +58,7 @@ def run_in_turn(*given: Sequence[str], timeout: float = 600) -> list[Ended]:
     done = subprocess.run(
         [sys.executable, "-c", IN_TURN, json.dumps(commands)],
         cwd=ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=environment(),
         capture_output=True,
         text=True,
         timeout=timeout,
@@ -78,11 +83,7 @@ def run_together(
         subprocess.Popen(
             command(spec, workdir, *overrides, *together, f"--config.distributed.process_id={index}", *mine),
             cwd=folders[index] if folders else ROOT,
-            env={
-                **os.environ,
-                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-                "PYTHONPATH": str(ROOT),
-            },
+            env={**environment(devices), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

@@ -1,6 +1,5 @@
 """What a user gets wrong is answered by one sentence and exit code 2, before anything is trained or lost."""
 
-import os
 import re
 import subprocess
 
@@ -135,7 +134,7 @@ def test_no_space_for_the_checkpoint_is_reported(tmp_path):
     done = subprocess.run(
         [*limited, *runs.command(spec, tmp_path, *overrides)],
         cwd=runs.ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=runs.environment(),
         capture_output=True,
         text=True,
         timeout=300,

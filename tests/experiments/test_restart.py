@@ -1,7 +1,6 @@
 """An interrupted run equals a straight one, bit for bit, for every experiment of the table in `runs.py`."""
 
 import json
-import os
 import signal
 import subprocess
 
@@ -51,7 +50,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, tmp_path):
     process = subprocess.Popen(
         runs.command(spec, tmp_path, *overrides, "--config.train.steps=100000"),
         cwd=runs.ROOT,
-        env={**os.environ, "XLA_FLAGS": ""},
+        env=runs.environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
