@@ -31,7 +31,7 @@ fi
 export PIP_DISABLE_PIP_VERSION_CHECK=1 UV_PYTHON_DOWNLOADS=never
 # uv installs in seconds what takes pip a minute; where there is no uv for a platform, pip does it.
 if "$venv/bin/python" -m pip install --quiet uv 2>/dev/null; then
-  install=("$venv/bin/uv" pip install --quiet --python "$venv/bin/python")
+  install=("$venv/bin/uv" pip install --quiet --compile-bytecode --python "$venv/bin/python")
 else
   install=("$venv/bin/python" -m pip install --quiet)
 fi

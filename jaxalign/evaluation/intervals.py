@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import stats
+from scipy import special
 
 
 class Interval(NamedTuple):
@@ -60,7 +60,7 @@ def seed_report(metric, level: float = 0.95) -> SeedReport:
     if count == 1:
         return SeedReport(mean, np.nan, np.nan, np.nan, 1, True)
     deviation = float(metric.std(ddof=1))
-    half = float(stats.t.ppf((1 + level) / 2, count - 1)) * deviation / np.sqrt(count)
+    half = float(special.stdtrit(count - 1, (1 + level) / 2)) * deviation / np.sqrt(count)
     return SeedReport(mean, mean - half, mean + half, deviation, count, False)
 
 

@@ -130,6 +130,12 @@ def check_resuming(run_here, config, tmp_path: Path, *, stop: int) -> Path:
     return tmp_path / "stopped"
 
 
+def start(steps: int) -> tuple[str, ...]:
+    """A short supervised start, of few tokens."""
+    given = f"steps={steps}", "rows_per_step=4", "row_length=64", "learning_rate=3e-3"
+    return tuple(f"--config.warm_start.{text}" for text in given)
+
+
 # The smallest run of every experiment: what the tests here are repeated for. An experiment that lands adds its own.
 SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "rl": (
@@ -138,7 +144,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=4",
             "--config.rollout.group_size=4",
-            "--config.warm_start.steps=8",
+            *start(8),
             "--config.optimizer.schedule=constant",  # a falling one depends on train.steps, which the tests change
             "--config.rl.epochs=2",
             "--config.rl.batches_per_epoch=2",
@@ -150,7 +156,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=16",
-            "--config.warm_start.steps=30",
+            *start(30),
             "--config.prompts.trials=1",
             "--config.prompts.window=3",
             "--config.data.held_out=",
@@ -161,7 +167,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=8",
-            "--config.warm_start.steps=30",
+            *start(30),
             "--config.prompts.allocation.enabled=True",
             "--config.data.held_out=",
         ),
@@ -172,7 +178,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=4",
             "--config.rollout.group_size=4",
-            "--config.warm_start.steps=8",
+            *start(8),
             "--config.data.held_out=",
         ),
     ),
@@ -193,7 +199,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
             "--config.preference.pairs_per_step=8",
             "--config.samples.per_question=4",
             "--config.samples.questions=32",
-            "--config.warm_start.steps=8",
+            *start(8),
             "--config.optimizer.schedule=constant",
             "--config.evaluation.max_questions=4",
             "--config.data.held_out_pairs=arithmetic_pairs?split=held_out&operations=+&template={question}=",
@@ -205,7 +211,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
         (
             "--config.train.steps=4",
             "--config.preference.pairs_per_step=8",
-            "--config.warm_start.steps=8",
+            *start(8),
             "--config.data.held_out=",
             "--config.evaluation.max_pairs=12",
         ),
