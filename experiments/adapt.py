@@ -23,10 +23,10 @@ from jaxalign.errors import UserError
 from jaxalign.losses import class_alignment
 from jaxalign.models.resnet import ResNet
 from jaxalign.objective import Objective
-from jaxalign.training.checkpoints import StoredCheckpoint
 from jaxalign.training.loop import Advance
 from jaxalign.training.mesh import make_mesh, replicated, spread
 from jaxalign.training.state import TrainState, abstract_state, create_state, with_shardings
+from jaxalign.training.stored_checkpoint import StoredCheckpoint
 from jaxalign.training.test_time import make_adapt_step, replaced, selected
 
 

@@ -28,7 +28,7 @@ from jaxalign.models import lora, peft_io
 from jaxalign.models.fingerprint import fingerprint
 from jaxalign.models.safetensors_io import save_folder
 from jaxalign.models.value_head import without_value_head
-from jaxalign.training.checkpoints import StoredCheckpoint
+from jaxalign.training.stored_checkpoint import StoredCheckpoint
 
 DTYPES = ("float32", "bfloat16", "float16")
 

@@ -15,16 +15,26 @@ import logging
 import os
 import shutil
 import time
-import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
 from jaxalign.errors import UserError
+from jaxalign.training.checkpoint_leaves import (
+    BrokenCheckpoint,
+    cause,
+    description,
+    like,
+    named_leaves,
+    nest,
+    plain,
+    read_leaves,
+    reading,
+    wanted_leaves,
+)
 from jaxalign.training.configuration import differences, to_plain
 from jaxalign.training.sharding import path_name
 
@@ -47,9 +57,6 @@ FREE_KEYS: tuple[str, ...] = (
 )
 _TEMPORARY = "*.orbax-checkpoint-tmp*"
 _BROKEN = ".broken"
-# Leaves are read in groups of about this size: reading all at once would hold the state twice.
-_GROUP_BYTES = 2**27
-_BLOCK_BYTES = 2**16  # of a checksum
 _PACKAGES = ("jaxalign", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint")
 
 # Orbax warns at every save that there is no OCDBT database to merge. There never is: see `Checkpointer`.
@@ -62,10 +69,6 @@ class Restored(NamedTuple):
     state: Any
     data_state: Any
     step: int
-
-
-class BrokenCheckpoint(Exception):
-    """A checkpoint that cannot be read as it was written."""
 
 
 class Checkpointer:
@@ -168,12 +171,12 @@ class Checkpointer:
                 f"{self.directory} already holds a checkpoint of step {step} that this run did not start from; "
                 "give another workdir"
             )
-        leaves = {name: _plain(leaf) for name, leaf in _named_leaves(state).items()}
+        leaves = {name: plain(leaf) for name, leaf in named_leaves(state).items()}
         size = sum(leaf.nbytes for leaf in leaves.values())
         with self._writing(step):
             self._check_room(size)
             about = {
-                "leaves": {name: _description(leaf) for name, leaf in leaves.items()},
+                "leaves": {name: description(leaf) for name, leaf in leaves.items()},
                 "versions": _versions(),
                 "processes": jax.process_count(),
                 "required": self._required,
@@ -181,7 +184,7 @@ class Checkpointer:
             self._manager.save(
                 step,
                 args=ocp.args.Composite(
-                    state=ocp.args.PyTreeSave(_nest(leaves)),
+                    state=ocp.args.PyTreeSave(nest(leaves)),
                     data=ocp.args.JsonSave({"data_state": data_state}),
                     config=ocp.args.JsonSave({"config": self._config}),
                     about=ocp.args.JsonSave(about),
@@ -232,7 +235,7 @@ class Checkpointer:
                 self._manager.reload()
             kept = ", ".join(str(s) for s in self.steps()) or "none"
             raise UserError(
-                f"the checkpoint of step {step} could not be written to {self.directory} ({_reason(error)}); "
+                f"the checkpoint of step {step} could not be written to {self.directory} ({cause(error)}); "
                 f"checkpoints still there: {kept}. Make room or give another workdir"
             ) from error
 
@@ -287,7 +290,7 @@ class Checkpointer:
         if step is None:
             return
         with contextlib.suppress(BrokenCheckpoint):
-            with _reading():
+            with reading():
                 texts = self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))
                 config = texts["config"]["config"]
             self._check_config(step, config)
@@ -302,17 +305,17 @@ class Checkpointer:
     def _restore(self, step: int, abstract_state: Any) -> Restored:
         names = ("config", "about", "data")
         args = ocp.args.Composite(**{name: ocp.args.JsonRestore() for name in names})
-        with _reading():
+        with reading():
             texts = self._manager.restore(step, args=args)
             config, stored = texts["config"]["config"], texts["about"]["leaves"]
             data_state = texts["data"]["data_state"]
         self._check_config(step, config)
         self._check_required(step, texts["about"].get("required", {}))
-        targets = {name: _abstract(leaf) for name, leaf in _named_leaves(abstract_state).items()}
-        self._check_form(step, stored, targets)
-        arrays = _read_leaves(self._manager, step, targets, stored)
+        wanted = wanted_leaves(abstract_state)
+        self._check_form(step, stored, wanted)
+        arrays = read_leaves(self._manager, step, wanted, stored)
         leaves, tree = jax.tree_util.tree_flatten_with_path(abstract_state)
-        state = [_like(arrays[path_name(path)], leaf) for path, leaf in leaves]
+        state = [like(arrays[path_name(path)], leaf) for path, leaf in leaves]
         return Restored(jax.tree.unflatten(tree, state), data_state, step)
 
     def _check_config(self, step: int, config: Mapping[str, Any]) -> None:
@@ -336,10 +339,10 @@ class Checkpointer:
                     f"{value} now); give it those it was made with, or another workdir"
                 )
 
-    def _check_form(self, step: int, stored: Mapping[str, Any], targets: Mapping[str, Any]) -> None:
+    def _check_form(self, step: int, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
         """Names and shapes must be equal; dtypes may differ."""
-        problems = [f"{name} is only in the checkpoint" for name in stored if name not in targets]
-        for name, leaf in targets.items():
+        problems = [f"{name} is only in the checkpoint" for name in stored if name not in wanted]
+        for name, leaf in wanted.items():
             if name not in stored:
                 problems.append(f"{name} is not in the checkpoint")
             elif tuple(stored[name]["shape"]) != leaf.shape:
@@ -352,108 +355,12 @@ class Checkpointer:
             )
 
 
-class StoredCheckpoint:
-    """The newest checkpoint of a directory (or that of `step`) for reading alone: a run may go on there meanwhile.
-
-    Attributes: `step`, `config` (nested dicts, tuples as lists), `leaves` (name -> shape, dtype, checksum), `required`
-    (what `Checkpointer.require` was given).
-
-    Raises:
-      UserError: there is no such checkpoint, or it cannot be read.
-    """
-
-    def __init__(self, directory: str | os.PathLike, step: int | None = None):
-        self.directory = epath.Path(directory)
-        if "://" not in os.fspath(directory):
-            self.directory = epath.Path(os.path.abspath(directory))
-        if not self.directory.is_dir():
-            raise UserError(f"there are no checkpoints: {self.directory} does not exist")
-        handlers = {
-            "state": ocp.PyTreeCheckpointHandler(),
-            **{name: ocp.JsonCheckpointHandler() for name in ("config", "about")},
-        }
-        options = ocp.CheckpointManagerOptions(read_only=True)
-        self._manager = ocp.CheckpointManager(self.directory, options=options, item_handlers=handlers)
-        steps = sorted(self._manager.all_steps())
-        if not steps or step not in (None, *steps):
-            which = "checkpoint" if step is None else f"checkpoint of step {step}"
-            there = f"; there are those of steps {', '.join(map(str, steps))}" if steps else ""
-            raise UserError(f"there is no {which} in {self.directory}{there}")
-        self.step = steps[-1] if step is None else step
-        args = ocp.args.Composite(config=ocp.args.JsonRestore(), about=ocp.args.JsonRestore())
-        with self._telling():
-            texts = self._manager.restore(self.step, args=args)
-            self.config, about = texts["config"]["config"], texts["about"]
-            self.leaves, self.required = about["leaves"], about.get("required", {})
-
-    def read(self, abstract_tree: Mapping[str, Any]) -> dict[str, Any]:
-        """The leaves of the state that `abstract_tree` (nested dicts) names, with its shardings and dtypes.
-
-        Raises:
-          UserError: a leaf that is not there or has another shape; a file that cannot be read.
-        """
-        targets = {name: _abstract(leaf) for name, leaf in _named_leaves(abstract_tree).items()}
-        for name, leaf in targets.items():
-            found = tuple(self.leaves[name]["shape"]) if name in self.leaves else None
-            if found != leaf.shape:
-                there = "is not in it" if found is None else f"has shape {found} there, {leaf.shape} is wanted"
-                raise UserError(f"checkpoint {self.step} in {self.directory} is of another model: {name} {there}")
-        with self._telling():
-            return _nest(_read_leaves(self._manager, self.step, targets, self.leaves))
-
-    @contextlib.contextmanager
-    def _telling(self):
-        try:
-            with _reading():
-                yield
-        except BrokenCheckpoint as error:
-            raise UserError(f"checkpoint {self.step} in {self.directory} cannot be read ({error})") from error
-
-
-def _read_leaves(manager, step: int, targets: Mapping[str, Any], stored: Mapping[str, Any]) -> dict[str, jax.Array]:
-    """Raises BrokenCheckpoint."""
-    arrays: dict[str, jax.Array] = {}
-    for group in _groups(targets):
-        wanted = _nest({name: targets[name] for name in group})
-        part = ocp.args.PyTreeRestore(
-            wanted,
-            restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-            partial_restore=True,
-        )
-        with _reading():
-            read = manager.restore(step, args=ocp.args.Composite(state=part))["state"]
-        for name, leaf in _named_leaves(read).items():
-            _compare_checksum(name, leaf, stored[name])
-            arrays[name] = leaf
-    return arrays
-
-
-def _reason(error: BaseException) -> str:
-    """The line of a library's error that says what happened."""
-    text = " ".join(str(error).split()) or type(error).__name__
-    for number in (errno.ENOSPC, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EDQUOT):
-        if os.strerror(number) in text:
-            return os.strerror(number) if not isinstance(error, OSError) else text
-    return text if len(text) <= 200 else f"{text[:200]}..."
-
-
 @contextlib.contextmanager
 def _disk_trouble(what: str, remedy: str):
     try:
         yield
     except OSError as error:
         raise UserError(f"{what}: {error.strerror or error}; {remedy}") from error
-
-
-@contextlib.contextmanager
-def _reading():
-    """Whatever a damaged file makes the libraries below raise, it means a broken checkpoint."""
-    try:
-        yield
-    except (MemoryError, KeyboardInterrupt):
-        raise
-    except Exception as error:
-        raise BrokenCheckpoint(_reason(error)) from error
 
 
 def _meet(name: str) -> None:
@@ -469,81 +376,3 @@ def _versions() -> dict[str, str]:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             versions[package] = importlib.metadata.version(package)
     return versions
-
-
-def _named_leaves(tree: Any) -> dict[str, Any]:
-    return {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-
-
-def _nest(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """{"a/b": x} -> {"a": {"b": x}}: plain dicts, readable without this project's classes."""
-    nested: dict[str, Any] = {}
-    for name, leaf in leaves.items():
-        *folders, last = name.split("/")
-        place = nested
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = leaf
-    return nested
-
-
-def _is_key(leaf: Any) -> bool:
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-
-
-def _plain(leaf: Any) -> Any:
-    return jax.random.key_data(leaf) if _is_key(leaf) else leaf
-
-
-def _abstract(leaf: Any) -> jax.ShapeDtypeStruct:
-    """What to read for `leaf`; without a sharding of its own it goes to the first device."""
-    sharding = getattr(leaf, "sharding", None) or jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    plain = jax.eval_shape(jax.random.key_data, leaf) if _is_key(leaf) else leaf
-    return jax.ShapeDtypeStruct(plain.shape, plain.dtype, sharding=sharding)
-
-
-def _like(array: jax.Array, leaf: Any) -> jax.Array:
-    if not _is_key(leaf):
-        return array
-    found: list[Any] = []
-    jax.eval_shape(lambda key: found.append(jax.random.key_impl(key)), leaf)  # takes abstract keys too
-    return jax.random.wrap_key_data(array, impl=found[0])
-
-
-def _checksum(leaf: Any) -> int | None:
-    """CRC-32 of the sums of 64-bit words in blocks of 64 KiB, row-major; None where this process sees only a part.
-
-    What goes wrong on disks (a block that is missing, zero, old or in another place, a flipped bit) changes it, at ten
-    times the speed of a CRC of all bytes, which took as long as writing them.
-    """
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return None
-    content = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-    whole = content.size // _BLOCK_BYTES * _BLOCK_BYTES
-    sums = content[:whole].view(np.uint64).reshape(-1, _BLOCK_BYTES // 8).sum(axis=1)
-    return zlib.crc32(content[whole:], zlib.crc32(sums))
-
-
-def _description(leaf: Any) -> dict[str, Any]:
-    return {"shape": list(leaf.shape), "dtype": str(leaf.dtype), "checksum": _checksum(leaf)}
-
-
-def _compare_checksum(name: str, leaf: jax.Array, stored: Mapping[str, Any]) -> None:
-    if stored["checksum"] is None or str(leaf.dtype) != stored["dtype"]:
-        return
-    found = _checksum(leaf)
-    if found is not None and found != stored["checksum"]:
-        raise BrokenCheckpoint(f"{name} is not what was written")
-
-
-def _groups(leaves: Mapping[str, jax.ShapeDtypeStruct]) -> list[list[str]]:
-    groups: list[list[str]] = []
-    room = 0
-    for name, leaf in leaves.items():
-        size = leaf.size * leaf.dtype.itemsize
-        if not groups or size > room:
-            groups.append([])
-            room = _GROUP_BYTES
-        groups[-1].append(name)
-        room -= size
-    return groups

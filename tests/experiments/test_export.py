@@ -16,7 +16,8 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 from jaxalign.models import peft_io, safetensors_io
 from jaxalign.models.config import DecoderConfig
-from jaxalign.training.checkpoints import Checkpointer, StoredCheckpoint
+from jaxalign.training.checkpoints import Checkpointer
+from jaxalign.training.stored_checkpoint import StoredCheckpoint
 from tests.models import tiny
 from tests.models.test_parity import logits_of
 
