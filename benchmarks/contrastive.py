@@ -7,12 +7,10 @@ the growth of the resident peak during one forward and backward pass, measured i
 JAX sides also what the compiler says it needs.
 """
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks import common
+from benchmarks.comparisons import compare_values
 
 WIDTH, TEMPERATURE, SCALE, BIAS = 64, 0.07, 10.0, -10.0
 CHUNKS = {"InfoNCE": 256, "CLIP": 256, "SigLIP": 128}
@@ -134,52 +132,19 @@ def main() -> None:
 
 def compare(loss: str, peer: bool, arguments) -> None:
     chunk = arguments.chunk or CHUNKS[loss]
+    problem = dict(loss=loss, rows=arguments.rows)
     sides = {
-        "jaxalign, chunks": ("Jax", dict(chunk=chunk)),
-        "jaxalign, at once": ("Jax", dict(chunk=None)),
+        "jaxalign, chunks": ("Jax", dict(chunk=chunk, **problem)),
+        "jaxalign, at once": ("Jax", dict(chunk=None, **problem)),
     }
     if peer:
-        sides["torch"] = ("Torch", {})
+        sides["torch"] = ("Torch", problem)
     truth = exact(loss, arguments.rows)
-    workers = {}
-    try:
-        rows = []
-        with tempfile.TemporaryDirectory() as folder:
-            for name, (kind, options) in sides.items():
-                python = arguments.peer_python if kind == "Torch" else common.sys.executable
-                options = options | dict(loss=loss, rows=arguments.rows, priority=arguments.priority)
-                workers[name] = common.Worker(f"benchmarks.contrastive:{kind}", python=python, **options)
-                path = str(Path(folder) / "values.npz")
-                workers[name].call("save", path=path)
-                with np.load(path) as found:
-                    errors = [np.abs(found[key] - truth[key]).max() / np.abs(truth[key]).max() for key in truth]
-                rows.append([name, *(f"{error:.1e}" for error in errors)])
-        print(f"{loss}: largest error against float64, in units of the largest value")
-        common.print_table(("", *truth), rows)
-        memory = {}
-        for name, worker in workers.items():
-            worker.call("memory_start")
-            worker.call("run")
-            memory[name] = worker.call("memory_growth")
-        calls = common.in_turns(
-            {name: (lambda worker=worker: worker.timed("run")) for name, worker in workers.items()}, arguments.rounds
-        )
-        found = {name: common.summarise(some) for name, some in calls.items()}
-        temporary = {name: workers[name].call("temporary_bytes") for name in sides if sides[name][0] == "Jax"}
-        print(f"{loss}, chunk {chunk}: time (medians of {arguments.rounds}) and memory")
-        rows = []
-        for name, summary in found.items():
-            stated = f"{temporary[name] / 1e6:.0f} MB" if name in temporary else "-"
-            rows.append(common.timing_row(name, summary, f"{memory[name] / 1e6:.0f} MB", stated))
-        common.print_table((*common.TIMING, "peak growth", "compiler's temporaries"), rows)
-        if "torch" in found:
-            for name in temporary:
-                common.print_target(
-                    f"{name}, of the time of torch", found[name].seconds / found["torch"].seconds, 1 / 3, "x"
-                )
-    finally:
-        for worker in workers.values():
-            worker.close()
+    found = compare_values(f"{loss}, chunk {chunk}", "benchmarks.contrastive", sides, truth, arguments)
+    if peer:
+        for name in found.temporary:
+            ratio = found.times[name].seconds / found.times["torch"].seconds
+            common.print_target(f"{name}, of the time of torch", ratio, 1 / 3, "x")
 
 
 if __name__ == "__main__":

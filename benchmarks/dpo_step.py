@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 
 from benchmarks import common
+from benchmarks.comparisons import compare_steps
 
 PAIRS, PROMPT, NEW, BETA, RATE = 8, 64, 192, 0.1, 1e-5
 
@@ -114,7 +115,7 @@ def main() -> None:
             common.export_model(folder)
             for form in ("float32", "autocast"):
                 sides[f"torch, {form}"] = ("Torch", dict(form=form, folder=folder))
-        common.compare_steps("benchmarks.dpo_step", sides, arguments, 2 * PAIRS * (PROMPT + NEW))
+        compare_steps("benchmarks.dpo_step", sides, arguments, 2 * PAIRS * (PROMPT + NEW))
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import tempfile
 import numpy as np
 
 from benchmarks import common
+from benchmarks.comparisons import compare_steps
 
 PROMPTS, GROUP, PROMPT, NEW, BETA, CLIP, RATE = 4, 8, 64, 64, 0.04, 0.2, 1e-5
 
@@ -136,7 +137,7 @@ def main() -> None:
             common.export_model(folder)
             for form in ("float32", "autocast"):
                 sides[f"torch, {form}"] = ("Torch", dict(form=form, folder=folder))
-        common.compare_steps("benchmarks.grpo_update", sides, arguments, int(problem()["mask"].sum()))
+        compare_steps("benchmarks.grpo_update", sides, arguments, int(problem()["mask"].sum()))
 
 
 if __name__ == "__main__":

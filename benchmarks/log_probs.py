@@ -8,12 +8,10 @@ process; for the JAX sides also what the compiler says it needs besides argument
 states and head are part of every peak.
 """
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks import common
+from benchmarks.comparisons import compare_values
 
 WIDTH, VOCABULARY = 576, 49152
 ENTROPY_WEIGHT = 0.01
@@ -131,68 +129,31 @@ def main() -> None:
     peer = common.has_peer(arguments.peer_python, "torch", "trl")
     common.print_machine()
     print(f"  {arguments.tokens} tokens, width {WIDTH}, vocabulary {VOCABULARY}, forward and backward")
-    options = dict(tokens=arguments.tokens, priority=arguments.priority)
     truth = exact(arguments.tokens)
     for dtype in ("float32", "bfloat16"):
+        problem = dict(tokens=arguments.tokens, dtype=dtype)
         sides = {
-            "jaxalign": ("Jax", dict(form="streamed", dtype=dtype)),
-            "JAX, dense": ("Jax", dict(form="dense", dtype=dtype)),
+            "jaxalign": ("Jax", dict(form="streamed", **problem)),
+            "JAX, dense": ("Jax", dict(form="dense", **problem)),
         }
         if peer:
-            sides["TRL, logits"] = ("Trl", dict(form="logits", dtype=dtype))
-            sides["TRL, chunked"] = ("Trl", dict(form="chunked", dtype=dtype))
-        compare(dtype, sides, options, truth, arguments)
+            sides["TRL, logits"] = ("Trl", dict(form="logits", **problem))
+            sides["TRL, chunked"] = ("Trl", dict(form="chunked", **problem))
+        found = compare_values(dtype, "benchmarks.log_probs", sides, truth, arguments)
+        common.print_target("temporary memory", found.temporary["jaxalign"] / 1e6, 160, "MB")
+        if peer:
+            share = 100 * found.temporary["jaxalign"] / found.growth["TRL, logits"]
+            common.print_target("of the peak growth of TRL's logits", share, 6, "%")
+            for name in ("TRL, logits", "TRL, chunked"):
+                ratio = found.times["jaxalign"].seconds / found.times[name].seconds
+                common.print_target(f"of the time of {name}", ratio, 0.5, "x")
     print("growth with the number of tokens (bfloat16)")
     needed = []
     for tokens in (arguments.tokens, 4 * arguments.tokens):
-        with common.Worker(
-            "benchmarks.log_probs:Jax", form="streamed", dtype="bfloat16", **options | dict(tokens=tokens)
-        ) as side:
+        with common.Worker("benchmarks.log_probs:Jax", form="streamed", dtype="bfloat16", tokens=tokens) as side:
             needed.append(side.call("temporary_bytes"))
             print(f"  {tokens} tokens: {needed[-1] / 1e6:.1f} MB")
     common.print_target("growth over four times the tokens", 100 * (needed[1] / needed[0] - 1), 10, "%")
-
-
-def compare(dtype: str, sides: dict, options: dict, truth: dict, arguments) -> None:
-    print(f"{dtype}: largest error against float64, in units of the largest value")
-    workers = {}
-    try:
-        rows = []
-        with tempfile.TemporaryDirectory() as folder:
-            for name, (kind, its_options) in sides.items():
-                python = arguments.peer_python if kind == "Trl" else common.sys.executable
-                workers[name] = common.Worker(f"benchmarks.log_probs:{kind}", python=python, **its_options, **options)
-                path = str(Path(folder) / "values.npz")
-                workers[name].call("save", path=path)
-                with np.load(path) as found:
-                    errors = [np.abs(found[key] - truth[key]).max() / np.abs(truth[key]).max() for key in truth]
-                rows.append([name, *(f"{error:.1e}" for error in errors)])
-        common.print_table(("", *truth), rows)
-        memory = {}
-        for name, worker in workers.items():
-            worker.call("memory_start")
-            worker.call("run")
-            memory[name] = worker.call("memory_growth")
-        calls = common.in_turns(
-            {name: (lambda worker=worker: worker.timed("run")) for name, worker in workers.items()}, arguments.rounds
-        )
-        found = {name: common.summarise(some) for name, some in calls.items()}
-        temporary = {name: workers[name].call("temporary_bytes") for name in sides if sides[name][0] == "Jax"}
-        print(f"{dtype}: time (medians of {arguments.rounds}) and memory")
-        rows = []
-        for name, summary in found.items():
-            stated = f"{temporary[name] / 1e6:.0f} MB" if name in temporary else "-"
-            rows.append(common.timing_row(name, summary, f"{memory[name] / 1e6:.0f} MB", stated))
-        common.print_table((*common.TIMING, "peak growth", "compiler's temporaries"), rows)
-        common.print_target("temporary memory", temporary["jaxalign"] / 1e6, 160, "MB")
-        if "TRL, logits" in found:
-            share = 100 * temporary["jaxalign"] / memory["TRL, logits"]
-            common.print_target("of the peak growth of TRL's logits", share, 6, "%")
-            for name in ("TRL, logits", "TRL, chunked"):
-                common.print_target(f"of the time of {name}", found["jaxalign"].seconds / found[name].seconds, 0.5, "x")
-    finally:
-        for worker in workers.values():
-            worker.close()
 
 
 if __name__ == "__main__":

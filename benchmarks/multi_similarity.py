@@ -7,12 +7,10 @@ in float64 first, and then timed in turns. Memory is the growth of the resident 
 pass, measured in the same way in each process; for the JAX sides also what the compiler says it needs.
 """
 
-import tempfile
-from pathlib import Path
-
 import numpy as np
 
 from benchmarks import common
+from benchmarks.comparisons import compare_values
 
 WIDTH, PER_CLASS = 128, 8
 ALPHA, BETA, THRESHOLD, MARGIN = 2.0, 50.0, 0.5, 0.1
@@ -122,50 +120,18 @@ def main() -> None:
     arguments = parser.parse_args()
     common.print_machine()
     print(f"  {arguments.rows} rows, width {WIDTH}, chunk {arguments.chunk}, float32, forward and backward")
+    rows = dict(rows=arguments.rows)
     sides = {
-        "jaxalign, chunks": ("Jax", dict(chunk=arguments.chunk)),
-        "jaxalign, dense": ("Jax", dict(chunk=None)),
+        "jaxalign, chunks": ("Jax", dict(chunk=arguments.chunk, **rows)),
+        "jaxalign, dense": ("Jax", dict(chunk=None, **rows)),
     }
     if common.has_peer(arguments.peer_python, "torch"):
-        sides["torch, dense"] = ("Torch", {})
+        sides["torch, dense"] = ("Torch", rows)
     truth = exact(arguments.rows)
-    workers = {}
-    try:
-        rows = []
-        with tempfile.TemporaryDirectory() as folder:
-            for name, (kind, options) in sides.items():
-                python = arguments.peer_python if kind == "Torch" else common.sys.executable
-                options = options | dict(rows=arguments.rows, priority=arguments.priority)
-                workers[name] = common.Worker(f"benchmarks.multi_similarity:{kind}", python=python, **options)
-                path = str(Path(folder) / "values.npz")
-                workers[name].call("save", path=path)
-                with np.load(path) as found:
-                    errors = [np.abs(found[key] - truth[key]).max() / np.abs(truth[key]).max() for key in truth]
-                rows.append([name, *(f"{error:.1e}" for error in errors)])
-        print("largest error against float64, in units of the largest value")
-        common.print_table(("", *truth), rows)
-        memory = {}
-        for name, worker in workers.items():
-            worker.call("memory_start")
-            worker.call("run")
-            memory[name] = worker.call("memory_growth")
-        calls = common.in_turns(
-            {name: (lambda worker=worker: worker.timed("run")) for name, worker in workers.items()}, arguments.rounds
-        )
-        found = {name: common.summarise(some) for name, some in calls.items()}
-        temporary = {name: workers[name].call("temporary_bytes") for name in sides if sides[name][0] == "Jax"}
-        print(f"time (medians of {arguments.rounds}) and memory")
-        rows = []
-        for name, summary in found.items():
-            stated = f"{temporary[name] / 1e6:.0f} MB" if name in temporary else "-"
-            rows.append(common.timing_row(name, summary, f"{memory[name] / 1e6:.0f} MB", stated))
-        common.print_table((*common.TIMING, "peak growth", "compiler's temporaries"), rows)
-        if "torch, dense" in found:
-            share = found["jaxalign, chunks"].seconds / found["torch, dense"].seconds
-            common.print_target("chunks, of the time of torch", share, 1 / 5, "x")
-    finally:
-        for worker in workers.values():
-            worker.close()
+    found = compare_values("multi-similarity", "benchmarks.multi_similarity", sides, truth, arguments)
+    if "torch, dense" in found.times:
+        share = found.times["jaxalign, chunks"].seconds / found.times["torch, dense"].seconds
+        common.print_target("chunks, of the time of torch", share, 1 / 5, "x")
     with common.Worker("benchmarks.multi_similarity:Jax", rows=16384, chunk=arguments.chunk) as side:
         needed = side.call("temporary_bytes")
     common.print_target("temporaries at 16,384 rows", needed / 2**30, 4, "GiB")
