@@ -1,30 +1,14 @@
 """An encoder of graphs: in each layer a node reads itself and the mean of its neighbours."""
 
 import dataclasses
-import functools
-import itertools
 from collections.abc import Callable
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
-from jaxalign.models.encoder_layers import ACTIVATIONS, check_activation
-from jaxalign.models.layers import Linear, Precision, default_precision
-
-
-class GraphLayers(nnx.Module):
-    """`layer_0`, `layer_1`, ...: linear maps with biases of [own, mean of neighbours] between the sizes `dims`."""
-
-    def __init__(self, dims: tuple[int, ...], precision: Precision, rngs: nnx.Rngs):
-        for number, (inside, outside) in enumerate(itertools.pairwise(dims)):
-            setattr(self, f"layer_{number}", Linear(2 * inside, outside, precision, rngs, use_bias=True))
-
-
-@functools.lru_cache(maxsize=32)
-def _definition(dims: tuple[int, ...], precision: Precision):
-    whole = nnx.eval_shape(lambda: GraphLayers(dims, precision, nnx.Rngs(0)))
-    return nnx.graphdef(whole), nnx.to_pure_dict(nnx.state(whole))
+from jaxalign.models.chain import ChainEncoder
+from jaxalign.models.encoder_layers import ACTIVATIONS
 
 
 def mean_aggregate(x: jax.Array, senders: jax.Array, receivers: jax.Array, nodes: int) -> jax.Array:
@@ -38,7 +22,7 @@ def mean_aggregate(x: jax.Array, senders: jax.Array, receivers: jax.Array, nodes
 
 
 @dataclasses.dataclass(frozen=True)
-class GraphEncoder:
+class GraphEncoder(ChainEncoder):
     """nodes [G, V, in_dim] and edges -> embeddings of nodes or graphs; `activation` follows every layer but the last.
 
     Inputs are {"nodes": [G, V, F], "adjacency": [G, V, V], "mask": [G, V]}: adjacency[g, i, j] is the weight with which
@@ -48,34 +32,7 @@ class GraphEncoder:
     Raises UserError: an activation that is not known.
     """
 
-    in_dim: int
-    hidden_dims: tuple[int, ...]
-    out_dim: int
-    activation: str = "relu"
-    compute_dtype: str = "float32"
-
-    def __post_init__(self):
-        check_activation(self.activation)
-
-    @property
-    def dims(self) -> tuple[int, ...]:
-        return (self.in_dim, *self.hidden_dims, self.out_dim)
-
-    @property
-    def precision(self) -> Precision:
-        return default_precision(self.compute_dtype)
-
-    @property
-    def embedding_dim(self) -> int:
-        """D of what `embed` gives."""
-        return self.out_dim
-
-    def init(self, key) -> dict:
-        """Random float32 parameters: kernels of variance 1 / inputs, biases 0."""
-        return nnx.to_pure_dict(nnx.state(GraphLayers(self.dims, self.precision, nnx.Rngs(params=key))))
-
-    def abstract_params(self) -> dict:
-        return _definition(self.dims, self.precision)[1]
+    reads: ClassVar[int] = 2  # itself and its neighbours
 
     def embed_nodes(self, params, inputs) -> jax.Array:
         """Embeddings [G, V, out_dim] of all nodes, not normalised; 0 for padding nodes."""
@@ -95,13 +52,11 @@ class GraphEncoder:
 
     def _layers(self, params, x, read: Callable[[jax.Array], jax.Array], mask) -> jax.Array:
         """`read(x)` is the mean of what each node reads."""
-        layers = nnx.merge(_definition(self.dims, self.precision)[0], params)
-        last = len(self.dims) - 2
-        for number in range(last + 1):
-            x = getattr(layers, f"layer_{number}")(jnp.concatenate([x, read(x)], -1))
-            if number < last:
-                x = ACTIVATIONS[self.activation](x)
+        *hidden, last = self.layers(params)
+        for layer in hidden:
+            x = ACTIVATIONS[self.activation](layer(jnp.concatenate([x, read(x)], -1)))
             x = jnp.where(mask, x, 0)
+        x = jnp.where(mask, last(jnp.concatenate([x, read(x)], -1)), 0)
         return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
     def embed(self, params, inputs) -> jax.Array:
