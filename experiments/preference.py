@@ -21,7 +21,7 @@ from experiments.prompt_distributions import weigh_by_prompts
 from experiments.questions import HeldOut, Questions, make_rewards
 from experiments.reference_cache import reference_log_probs
 from experiments.session import Session
-from experiments.setup import build_model, build_optimizer, build_policy, fresh_state, state_layout
+from experiments.setup import build_model, build_optimizer, build_policy, check_micro_batches, fresh_state, state_layout
 from experiments.warm_start import first_weights
 from jaxalign import objective
 from jaxalign.data.order import Batches, BatchIterator
@@ -106,11 +106,7 @@ def check(config) -> None:
     """Refuses settings that cannot work together. Raises UserError."""
     check_objectives(config)
     preference = config.preference
-    if preference.pairs_per_step % config.train.micro_batches:
-        raise UserError(
-            f"config.preference.pairs_per_step={preference.pairs_per_step} does not divide into "
-            f"config.train.micro_batches={config.train.micro_batches} parts"
-        )
+    check_micro_batches(config, "preference.pairs_per_step")
     if not 0 <= preference.length_desensitisation <= 1:
         raise UserError(
             f"config.preference.length_desensitisation={preference.length_desensitisation} must be in [0, 1]; 1 is off"

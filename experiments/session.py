@@ -188,6 +188,10 @@ class Session(contextlib.AbstractContextManager):
     def has(self, name: str, when: str) -> bool:
         return when in self._evaluations.get(name, {})
 
+    def measured(self, when: str) -> bool:
+        """Whether there are evaluations of "before" or of "after" already (after a resume)."""
+        return any(when in entry for entry in self._evaluations.values())
+
     def finish(self, done: int) -> None:
         """Prints the final table, writes summary and report, and says how to go on."""
         status = f"stopped after step {done}" if self.stopped else "finished"

@@ -18,6 +18,7 @@ from jaxalign.models.scoring import frozen_copy
 from jaxalign.models.value_head import NAME as VALUE_HEAD
 from jaxalign.models.value_head import init_value_head
 from jaxalign.placement import under_mesh
+from jaxalign.training import configuration
 from jaxalign.training.checkpoints import Checkpointer
 from jaxalign.training.ema import average_of, averaged
 from jaxalign.training.mesh import make_mesh
@@ -75,6 +76,16 @@ def build_model(config) -> Model:
         return opened.read(shardings=shardings)
 
     return Model(decoder, tokenizer, mesh, shardings, read, source)
+
+
+def check_micro_batches(config, *names: str) -> None:
+    """Raises UserError: one of these keys of the config, numbers of rows, does not divide into the micro-batches."""
+    values, parts = configuration.flatten(config), config.train.micro_batches
+    for name in names:
+        if values[name] % parts:
+            raise UserError(
+                f"config.{name}={values[name]} does not divide into config.train.micro_batches={parts} parts"
+            )
 
 
 def build_optimizer(config, updates_per_step: int = 1):

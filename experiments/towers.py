@@ -118,10 +118,7 @@ class Towers:
         if "second" in examples and not config.encoders.shared:
             self._of["second"] = open_tower(config.encoders.second, examples["second"])
             self.names = SIDES
-        widths = {name: self._of[name].encoder.embedding_dim for name in self.names}
-        if len(set(widths.values())) > 1:
-            raise UserError(f"the encoders of both sides give embeddings of different sizes: {widths}")
-        self.embedding_dim = widths["first"]
+        self.embedding_dim = common_size({name: self._of[name] for name in self.names})
         self._learned = jax.eval_shape(lambda: learned(self.embedding_dim))
         self._begin_loss = learned
         encoders = {name: self._of[name].encoder.abstract_params() for name in self.names}
@@ -145,13 +142,8 @@ class Towers:
 
     def read(self) -> dict:
         """The first weights, where they belong."""
-        params = {}
-        for number, name in enumerate(self.names):
-            tower, key = self._of[name], jax.random.fold_in(jax.random.key(self._seed), number)
-            if tower.opened is not None:
-                params[name] = tower.opened.read(shardings=self._weight_shardings[name])
-            else:
-                params[name] = jax.jit(tower.encoder.init, out_shardings=self._weight_shardings[name])(key)
+        towers = {name: self._of[name] for name in self.names}
+        params = read_first(towers, self._weight_shardings, numbered_keys(self._seed, len(towers)))
         begin = jax.jit(lambda: self._begin_loss(self.embedding_dim), out_shardings=self.shardings["loss"])
         return params | {"loss": begin()}
 
@@ -199,10 +191,33 @@ class Towers:
         return self._of[side].encoder.embed(params[name], inputs, key=key).astype(jnp.float32)
 
 
+def common_size(towers: dict[str, Tower]) -> int:
+    """Of their embeddings. Raises UserError: it is not one."""
+    sizes = {name: tower.encoder.embedding_dim for name, tower in towers.items()}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"the encoders give embeddings of different sizes: {sizes}; they must meet in one space")
+    return min(sizes.values())
+
+
+def numbered_keys(seed: int, number: int) -> list[jax.Array]:
+    return [jax.random.fold_in(jax.random.key(seed), index) for index in range(number)]
+
+
 def under(tables: dict[str, Sequence[Rule]]) -> list[Rule]:
     """The rules of encoders, each under its name, and that of what the loss learns."""
     rules = [rule._replace(pattern=f"{name}/(?:{rule.pattern})") for name, table in tables.items() for rule in table]
     return [*rules, Rule("loss/.*", jax.sharding.PartitionSpec(), optional=True)]
+
+
+def read_first(towers: dict[str, Tower], shardings: dict[str, Any], keys: Sequence[jax.Array]) -> dict[str, Any]:
+    """The first weights of encoders by name, where they belong: from their folders, or at random from one key each."""
+    found = {}
+    for (name, tower), key in zip(towers.items(), keys, strict=True):
+        if tower.opened is not None:
+            found[name] = tower.opened.read(shardings=shardings[name])
+        else:
+            found[name] = jax.jit(tower.encoder.init, out_shardings=shardings[name])(key)
+    return found
 
 
 def column(source: Source, field: str) -> tuple[list[Any], list[str]]:
@@ -217,3 +232,12 @@ def column(source: Source, field: str) -> tuple[list[Any], list[str]]:
         values.append(example[field])
         places.append(where(source, index))
     return values, places
+
+
+def integers(source: Source, field: str) -> np.ndarray:
+    """A field of all examples as [N] int32. Raises UserError: an example without it, a value that is no integer."""
+    values, places = column(source, field)
+    for value, place in zip(values, places, strict=True):
+        if isinstance(value, bool) or not isinstance(value, int | np.integer):
+            raise UserError(f"{place}: {field!r} is {' '.join(str(value).split())[:40]!r}, not an integer")
+    return np.asarray(values, np.int32)

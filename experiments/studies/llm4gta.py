@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.graphs import learn_edges
 from jaxalign import objective
 from jaxalign.controllers import modality_gap
 from jaxalign.data.text_graphs import COMMUNITIES, EIGENVECTORS, NODES, TEXT, two_graphs
@@ -46,25 +47,10 @@ def embed(params, graph: Graph) -> jax.Array:
 
 @functools.partial(jax.jit, static_argnames="steps")
 def pretrain(params, graph: Graph, key, *, steps: int):
-    """Link prediction: 512 edges and 512 pairs of any nodes a step, told apart by the product of their embeddings."""
-    optimizer = optax.adam(2e-3)
+    """Edge prediction, the edges of the matrix as a list that is filled up to one size for all seeds."""
     edges = jnp.stack(jnp.nonzero(graph.adjacency, size=16_000, fill_value=-1), -1)
-    number = (edges[:, 0] >= 0).sum()
-
-    def loss(params, key):
-        a, b = jax.random.split(key)
-        joined = edges[jax.random.randint(a, (512,), 0, number)]
-        others = jax.random.randint(b, (512, 2), 0, len(graph.nodes))
-        found = embed(params, graph)
-        logits = [jnp.sum(found[pairs[:, 0]] * found[pairs[:, 1]], -1) for pairs in (joined, others)]
-        return jax.nn.softplus(-logits[0]).mean() + jax.nn.softplus(logits[1]).mean()
-
-    def step(carry, key):
-        params, state = carry
-        updates, state = optimizer.update(jax.grad(loss)(params, key), state)
-        return (optax.apply_updates(params, updates), state), None
-
-    return jax.lax.scan(step, (params, optimizer.init(params)), jax.random.split(key, steps))[0][0]
+    options = {"steps": steps, "pairs": 512, "learning_rate": 2e-3, "number": (edges[:, 0] >= 0).sum()}
+    return learn_edges(lambda params: embed(params, graph), params, edges, key, **options)
 
 
 @functools.partial(jax.jit, static_argnames=("setting", "steps"))
