@@ -13,12 +13,13 @@ Neither was its twin: a+b and b+a, a*b and b*a, a-b and b-a (which differ in sig
 import math
 
 from jaxalign.data.hashing import digest
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 _OPERATIONS = {"+": lambda a, b: a + b, "-": lambda a, b: a - b, "*": lambda a, b: a * b}
 
 
-class Arithmetic:
+class Arithmetic(Rows):
     """A source of {'prompt': str, 'answer': str, 'id': int}.
 
     `id` numbers the questions of the whole set (both splits) and does not depend on the seed. Which
@@ -59,7 +60,6 @@ class Arithmetic:
             raise UserError(f"arithmetic held_out={held_out} is a share of the questions and must be in [0, 1)")
         if "{question}" not in template:
             raise UserError(f"arithmetic template {template!r} must contain {{question}}")
-        self.split = split
         rows = []
         first_id = 0
         for operation in operations:
@@ -67,27 +67,16 @@ class Arithmetic:
             rows += _divide(operation, largest, negative, split, seed, held_out, first_id)
             first_id += (largest + 1) ** 2
         rows.sort()  # by hash: operations mixed
-        self._rows = [(question, answer, number) for _, question, answer, number in rows]
-        self._template = template
         if not rows:
             raise UserError(f"arithmetic split {split!r} is empty with held_out={held_out}")
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        question, answer, number = self._rows[index]
-        return {
-            "prompt": self._template.replace("{question}", question),
-            "answer": str(answer),
-            "id": number,
-        }
-
-    def where(self, index: int) -> str:
-        return f"arithmetic ({self.split}) row {index}"
+        examples = (
+            {"prompt": template.replace("{question}", question), "answer": str(answer), "id": number}
+            for _, question, answer, number in rows
+        )
+        super().__init__(examples, f"arithmetic ({split})")
 
 
-class ArithmeticPairs:
+class ArithmeticPairs(Rows):
     """The questions of `Arithmetic` with a right and a wrong answer.
 
     Rows are {'prompt', 'chosen', 'rejected', 'answer', 'id', 'objectives': {'correct': 1}}. The wrong answer is off by
@@ -95,24 +84,15 @@ class ArithmeticPairs:
     """
 
     def __init__(self, split: str = "train", seed: int = 0, **options):
-        self._questions, self._seed = Arithmetic(split, seed, **options), seed
+        def with_answers(question: dict) -> dict:
+            draw = digest(seed, f"wrong {question['prompt']}")
+            right, distance = int(question["answer"]), 1 + draw[0] % 9
+            wrong = right - distance if draw[1] % 2 and right >= distance else right + distance
+            answers = {"chosen": question["answer"], "rejected": str(wrong)}
+            return question | answers | {"objectives": {"correct": 1}}
 
-    def __len__(self) -> int:
-        return len(self._questions)
-
-    def __getitem__(self, index: int) -> dict:
-        question = self._questions[index]
-        draw = digest(self._seed, f"wrong {question['prompt']}")
-        right, distance = int(question["answer"]), 1 + draw[0] % 9
-        wrong = right - distance if draw[1] % 2 and right >= distance else right + distance
-        return question | {
-            "chosen": question["answer"],
-            "rejected": str(wrong),
-            "objectives": {"correct": 1},
-        }
-
-    def where(self, index: int) -> str:
-        return self._questions.where(index)
+        questions = Arithmetic(split, seed, **options)
+        super().__init__(map(with_answers, questions), f"arithmetic ({split})")
 
 
 def _divide(

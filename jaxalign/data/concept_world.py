@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 CONCEPTS, TUNED = 200, 40
@@ -47,7 +48,7 @@ def show(world, key: jax.Array, concepts: jax.Array, spread: float = 1.0) -> Sho
     )
 
 
-class ConceptPairs:
+class ConceptPairs(Rows):
     """A source of {'image': [64], 'caption': [48], 'embedding': [256], 'concept': int}.
 
     Args:
@@ -74,18 +75,9 @@ class ConceptPairs:
         }[split]
         spread = 0.0 if split == "classes" else 1.0
         shown = show(world(keys[0]), keys[1 + _SPLITS.index(split)], jnp.asarray(concepts), spread)
-        self._columns = {name: np.asarray(x) for name, x in shown._asdict().items()}
+        columns = {name: np.asarray(x) for name, x in shown._asdict().items()}
         if split in ("texts", "classes"):
-            del self._columns["image"]
-        self._columns["concept"] = concepts - TUNED if split in ("absent", "classes") else concepts
-        self.split = split
-
-    def __len__(self) -> int:
-        return len(self._columns["concept"])
-
-    def __getitem__(self, index: int) -> dict:
-        found = {name: x[index] for name, x in self._columns.items()}
-        return found | {"concept": int(found["concept"])}
-
-    def where(self, index: int) -> str:
-        return f"concept_pairs ({self.split}) example {index}"
+            del columns["image"]
+        columns["concept"] = (concepts - TUNED if split in ("absent", "classes") else concepts).tolist()
+        rows = (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+        super().__init__(rows, f"concept_pairs ({split})", "example")

@@ -7,6 +7,7 @@ import pathlib
 
 import numpy as np
 
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 SIDE = 8
@@ -123,7 +124,7 @@ class DrawnDigits:
         return f"drawn_digits ({self.split}) picture {index}"
 
 
-class ScannedDigits:
+class ScannedDigits(Rows):
     """The 1,797 scanned digits that scikit-learn ships, as {'image': [8, 8, 1] in 0 .. 1, 'label', 'id'}.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0. The file is read where
@@ -147,18 +148,11 @@ class ScannedDigits:
             raise UserError(f"digits: the file has rows of {table.shape[-1]} numbers, not 64 pixels and a label")
         order = np.random.default_rng(seed).permutation(len(table))
         chosen = {"train": order[:train_size], "held_out": order[train_size:], "all": order}[split]
-        self.split, self._table = split, table[chosen]
-
-    def __len__(self) -> int:
-        return len(self._table)
-
-    def __getitem__(self, index: int) -> dict:
-        *pixels, label = self._table[range(len(self))[index]]
-        image = np.array(pixels, np.float32).reshape(SIDE, SIDE, 1) / 16
-        return {"image": image, "label": int(label), "id": index}
-
-    def where(self, index: int) -> str:
-        return f"digits ({self.split}) picture {index}"
+        images = (table[chosen, :-1] / 16).astype(np.float32).reshape(-1, SIDE, SIDE, 1)
+        labels = table[chosen, -1].astype(int).tolist()
+        rows = zip(images, labels, range(len(chosen)), strict=True)
+        named = ({"image": image, "label": label, "id": number} for image, label, number in rows)
+        super().__init__(named, f"digits ({split})", "picture")
 
 
 def _installed() -> pathlib.Path:

@@ -12,10 +12,11 @@ from collections import defaultdict
 
 from jaxalign.data.hashing import digest, share
 from jaxalign.data.installed import installed_path
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 
-class HarmPairs:
+class HarmPairs(Rows):
     """A source of {'prompt', 'chosen', 'rejected', 'chosen_score', 'rejected_score', 'category', 'annotator', 'id',
     'objectives': {'harmless': 1}}.
 
@@ -51,7 +52,6 @@ class HarmPairs:
             raise UserError(f"harm_pairs split {split!r} is not known; choose train, held_out or all")
         if not 0 <= held_out < 1 or per_prompt < 0:
             raise UserError(f"harm_pairs held_out={held_out} must be in [0, 1) and per_prompt={per_prompt} at least 0")
-        self.split = split
         if folder is None:
             folder = installed_path("harm_pairs", "pyrit==1.1.0", "datasets", "scorer_evals", "harm", size="10 MB")
         answers = _answers(pathlib.Path(folder), by_annotator)
@@ -65,16 +65,7 @@ class HarmPairs:
         rows.sort(key=lambda row: digest(seed, "\0".join(row[name] for name in shown)))
         if not rows:
             raise UserError(f"harm_pairs has no pair in split {split!r} with least_difference={least_difference}")
-        self._rows = [row | {"id": index} for index, row in enumerate(rows)]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return dict(self._rows[index])
-
-    def where(self, index: int) -> str:
-        return f"harm_pairs ({self.split}) row {index}"
+        super().__init__((row | {"id": index} for index, row in enumerate(rows)), f"harm_pairs ({split})")
 
 
 def _answers(folder: pathlib.Path, by_annotator: bool) -> dict[tuple[str, str], dict[str, tuple[float, str]]]:

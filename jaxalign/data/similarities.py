@@ -11,13 +11,14 @@ import itertools
 import pathlib
 
 from jaxalign.data.installed import installed_path
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 _WORDS = {"simlex999": "simlex999.txt", "wordsim353": "wordsim353.tsv"}
 SETS = ("lee50", *_WORDS)
 
 
-class Similarities:
+class Similarities(Rows):
     """A source of {'first', 'second', 'score', 'id'}: two texts and how similar people found them.
 
     Args:
@@ -30,25 +31,14 @@ class Similarities:
     def __init__(self, name: str, folder: str | None = None):
         if name not in SETS:
             raise UserError(f"similarities name {name!r} is not known; choose one of {', '.join(SETS)}")
-        self.name = name
         if folder is None:
             place = installed_path("similarities", "gensim==4.4.0", "test", "test_data", size="28 MB")
         else:
             place = pathlib.Path(folder)
         rows = _lee50(place) if name == "lee50" else _words(place / _WORDS[name])
-        self._rows = [
-            {"first": first, "second": second, "score": score, "id": index}
-            for index, (first, second, score) in enumerate(rows)
-        ]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, index: int) -> dict:
-        return dict(self._rows[index])
-
-    def where(self, index: int) -> str:
-        return f"similarities ({self.name}) row {index}"
+        columns = ("first", "second", "score")
+        rows = (dict(zip(columns, row, strict=True)) | {"id": index} for index, row in enumerate(rows))
+        super().__init__(rows, f"similarities ({name})")
 
 
 def _lines(path: pathlib.Path) -> list[str]:

@@ -1,9 +1,10 @@
 """Made graphs whose nodes have texts: a text tells what its node means, and edges alone in which community it is."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 MEANINGS, COMMUNITIES, EIGENVECTORS, TEXT = 6, 8, 12, 32
@@ -49,7 +50,7 @@ def two_graphs(seed: int, nodes: int = NODES) -> tuple[TextGraph, TextGraph, np.
     return first, second, means.astype(np.float32)
 
 
-class TextGraphNodes:
+class TextGraphNodes(Rows):
     """A source of nodes {'id', 'features': [44], 'text': [32], 'neighbours': ids, 'meaning': int, 'community': int}.
 
     Args:
@@ -65,13 +66,9 @@ class TextGraphNodes:
             raise UserError(f"text_graph split {split!r} is not known; choose one of {', '.join(_SPLITS)}")
         if nodes <= EIGENVECTORS:
             raise UserError(f"text_graph nodes={nodes} must be more than {EIGENVECTORS}")
-        self.split = split
         train, held_out, means = two_graphs(seed, nodes)
         graph = held_out if split == "held_out" else train
-        if split == "classes":
-            self._examples = [{"text": text, "meaning": number} for number, text in enumerate(means)]
-            return
-        self._examples = [
+        examples: list[dict[str, Any]] = [
             {
                 "id": index,
                 "features": graph.features[index],
@@ -82,12 +79,6 @@ class TextGraphNodes:
             }
             for index in range(nodes)
         ]
-
-    def __len__(self) -> int:
-        return len(self._examples)
-
-    def __getitem__(self, index: int) -> dict:
-        return dict(self._examples[index])
-
-    def where(self, index: int) -> str:
-        return f"text_graph ({self.split}) node {index}"
+        if split == "classes":
+            examples = [{"text": text, "meaning": number} for number, text in enumerate(means)]
+        super().__init__(examples, f"text_graph ({split})", "node")

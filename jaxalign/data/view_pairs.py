@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
 SHARED, OWN, SEEN = 24, 24, 64
@@ -22,7 +23,7 @@ def two_views(seed: int, count: int) -> np.ndarray:
     return np.stack(sides).astype(np.float32)
 
 
-class ViewPairs:
+class ViewPairs(Rows):
     """A source of {'first': [64], 'second': [64], 'id': int}.
 
     Args:
@@ -36,17 +37,13 @@ class ViewPairs:
         if split not in _SPLITS:
             raise UserError(f"view_pairs split {split!r} is not known; choose {' or '.join(_SPLITS)}")
         pairs = two_views(seed, sum(_SPLITS.values()))
-        self._first_id = 0 if split == "train" else _SPLITS["train"]
-        self._pairs = pairs[:, self._first_id : self._first_id + _SPLITS[split]]
-
-    def __len__(self) -> int:
-        return self._pairs.shape[1]
-
-    def __getitem__(self, index: int) -> dict:
-        return {"first": self._pairs[0, index], "second": self._pairs[1, index], "id": self._first_id + index}
+        train, every = _SPLITS["train"], range(pairs.shape[1])
+        chosen = every[:train] if split == "train" else every[train:]
+        rows = ({"first": pairs[0, number], "second": pairs[1, number], "id": number} for number in chosen)
+        super().__init__(rows, f"view_pairs ({split})", "pair")
 
 
-class ViewGroups:
+class ViewGroups(Rows):
     """A source of {'first': [64], 'second': [2 to 8 vectors of 64], 'id': int}: partners of three kinds, one rare.
 
     A kind shows the 24 shared numbers through a matrix of its own; 85, 10 and 5 % of partners are of the three kinds.
@@ -71,15 +68,8 @@ class ViewGroups:
             for number in (3, *kinds):
                 views.append(np.tanh(np.concatenate([signal, random.normal(size=OWN)]) @ maps[number]))
             groups.append(np.asarray(views, np.float32))
-        self._first_id = 0 if split == "train" else 900
-        self._groups = groups[:900] if split == "train" else groups[900:]
-
-    def __len__(self) -> int:
-        return len(self._groups)
-
-    def __getitem__(self, index: int) -> dict:
-        group = self._groups[index]
-        return {"first": group[0], "second": list(group[1:]), "id": self._first_id + index}
+        rows = [{"first": group[0], "second": list(group[1:]), "id": number} for number, group in enumerate(groups)]
+        super().__init__(rows[:900] if split == "train" else rows[900:], f"view_groups ({split})", "group")
 
 
 _ONES = [
@@ -120,7 +110,7 @@ def in_words(number: int) -> str:
     return _ONES[number]
 
 
-class NumberWords:
+class NumberWords(Rows):
     """A source of {'first': "1047", 'second': "one thousand forty-seven", 'id': 1047}: text pairs without a download.
 
     Args:
@@ -135,11 +125,6 @@ class NumberWords:
             raise UserError(f"number_words split {split!r} is not known; choose {' or '.join(_SPLITS)}")
         order = np.random.default_rng(seed).permutation(10_000)
         held_out = np.arange(len(order)) % 10 == 0
-        self._numbers = order[held_out if split == "held_out" else ~held_out]
-
-    def __len__(self) -> int:
-        return len(self._numbers)
-
-    def __getitem__(self, index: int) -> dict:
-        number = int(self._numbers[index])
-        return {"first": str(number), "second": in_words(number), "id": number}
+        numbers = order[held_out if split == "held_out" else ~held_out].tolist()
+        rows = ({"first": str(number), "second": in_words(number), "id": number} for number in numbers)
+        super().__init__(rows, f"number_words ({split})")
