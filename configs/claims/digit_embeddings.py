@@ -2,9 +2,8 @@
 
   python -m experiments.compare --config=configs/claims/digit_embeddings.py
 
-Needs scikit-learn's digits (pip install --no-deps scikit-learn). map@r and recall are of digits retrieved by class
-among 897 pictures that were never learnt from; views is how often a view finds the other view of its picture.
-
+Needs scikit-learn's digits (pip install --no-deps scikit-learn==1.9.1). map@r and recall are of digits retrieved by
+class among 897 pictures that were never learnt from; views is how often a view finds the other view of its picture.
 The papers: on ImageNet SupCon reaches 78.7 % top-1, cross-entropy 77.1 %; margins make classes tighter than softmax;
 alignment and uniformity learn together, and neither alone. Sizes of differences expected here are about half of those
 seen on 300 pictures that are not among the tested ones.

@@ -2,11 +2,11 @@
 
 import csv
 import gzip
-import importlib.util
 import pathlib
 
 import numpy as np
 
+from jaxalign.data.installed import installed_path
 from jaxalign.data.rows import Rows
 from jaxalign.errors import UserError
 
@@ -128,7 +128,8 @@ class ScannedDigits(Rows):
     """The 1,797 scanned digits that scikit-learn ships, as {'image': [8, 8, 1] in 0 .. 1, 'label', 'id'}.
 
     E. Alpaydin and C. Kaynak, Optical Recognition of Handwritten Digits, UCI (1998), CC BY 4.0. The file is read where
-    the installed package keeps it; the package is never imported, so that `pip install --no-deps scikit-learn` serves.
+    the installed package keeps it; the package is never imported, so that `pip install --no-deps scikit-learn==1.9.1`
+    serves, unless transformers is there as well: that imports it, and wants it with its dependencies.
 
     Args:
       split: "train" (the first `train_size` in an order that follows from the seed), "held_out" (the rest) or "all".
@@ -142,7 +143,12 @@ class ScannedDigits(Rows):
     def __init__(self, split: str = "train", train_size: int = 900, seed: int = 0, path: str | None = None):
         if split not in (*_SPLITS, "all"):
             raise UserError(f"digits split {split!r} is not known; choose train, held_out or all")
-        with gzip.open(_installed() if path is None else path, "rt", newline="") as file:
+        if path is None:
+            place = ("datasets", "data", "digits.csv.gz")
+            found = installed_path("digits", "scikit-learn==1.9.1", *place, size="10 MB", package="sklearn")
+        else:
+            found = pathlib.Path(path)
+        with gzip.open(found, "rt", newline="") as file:
             table = np.array([[float(cell) for cell in row] for row in csv.reader(file)])
         if table.ndim != 2 or table.shape[1] != SIDE * SIDE + 1:
             raise UserError(f"digits: the file has rows of {table.shape[-1]} numbers, not 64 pixels and a label")
@@ -153,15 +159,3 @@ class ScannedDigits(Rows):
         rows = zip(images, labels, range(len(chosen)), strict=True)
         named = ({"image": image, "label": label, "id": number} for image, label, number in rows)
         super().__init__(named, f"digits ({split})", "picture")
-
-
-def _installed() -> pathlib.Path:
-    spec = importlib.util.find_spec("sklearn")
-    for place in [] if spec is None else list(spec.submodule_search_locations or ()):
-        file = pathlib.Path(place, "datasets", "data", "digits.csv.gz")
-        if file.is_file():
-            return file
-    raise UserError(
-        "digits: scikit-learn is not installed; pip install --no-deps scikit-learn, or use drawn_digits, which needs "
-        "nothing"
-    )

