@@ -248,7 +248,7 @@ ROWS = (
         status="Seen on a table policy (docs/claims/infalign.json, 3 seeds) at a KL of 0.5 nats: best-of-4 win rate "
         "0.86 with exp, 0.80 calibrated alone, 0.68 raw; worst-of-4 0.93, 0.88, 0.63; not on a language model.",
         loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "aggregation": "seq-mean-token-mean"},
-        advantages={"kind": "group", "scale": "group"},
+        advantages={"kind": "group", "scale": "none"},
     ),
     Method(
         name="grao",

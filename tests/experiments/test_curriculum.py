@@ -9,6 +9,8 @@ from experiments.curriculum import Curriculum
 from experiments.groups import Groups
 from experiments.rollout import Rollout
 from jaxalign.errors import UserError
+from jaxalign.rewards.advantages import advantages
+from jaxalign.rewards.inference_aware import calibrate, transform
 
 PROMPTS, BATCH, T = 40, 8, 3
 
@@ -105,6 +107,20 @@ def test_infalign_keeps_the_reference_rewards_of_each_prompt():
     memory, _, plan = curriculum.plan(curriculum.start(trials), [3, 1])
     np.testing.assert_array_equal(plan.reference_rewards, trials[0, [3, 1]])
     assert set(memory) == {"reference_rewards"}
+
+
+@pytest.mark.parametrize(("kind", "ratio"), [("identity", 1.0), ("exp", np.exp(4.0))])
+def test_the_advantages_of_infalign_keep_its_transform(kind, ratio):
+    """Prompts that the reference solves with 0.1 and 0.9: C is 0.95 or 0.45 there, 0.55 or 0.05 here."""
+    config = infalign.get_config("tiny")
+    config.reward.transform.kind = kind
+    reference = (np.arange(10) < np.array([[1], [9]])).astype(np.float32)
+    calibrated = calibrate(np.array([[1, 0, 0, 0], [1, 1, 1, 0]], np.float32), reference)
+    found = advantages(
+        rewards=transform(calibrated, **config.reward.transform).reshape(-1), group_size=4, **config.rl.advantages
+    )
+    hard, easy = np.ptp(np.asarray(found).reshape(2, 4), axis=1)
+    np.testing.assert_allclose(hard / easy, ratio, rtol=1e-3)
 
 
 def test_rewards_that_are_no_rates_are_refused():
