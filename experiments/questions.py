@@ -1,4 +1,4 @@
-"""Questions with checkable answers: prompts as ids, and the greedy solve rate of a model on held-out ones."""
+"""Questions with checkable answers: prompts as ids, and how often a model solves held-out ones."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,7 @@ from experiments.setup import Model
 from jaxalign.data.sources import Source, load_source, where
 from jaxalign.decoding.sampler import Sampler, SamplingConfig, bucket_length, pad_prompts
 from jaxalign.errors import UserError
+from jaxalign.evaluation.pass_at_k import pass_at_k
 from jaxalign.rewards.runner import Reward, RewardCounts, RewardResult, RewardRunner
 from jaxalign.training.mesh import all_processes, gather, join_parts, part_of_process
 
@@ -121,12 +122,15 @@ def score_completions(rewards: RewardRunner, texts: Sequence[str], examples: Seq
 
 
 class HeldOut:
-    """Greedy completions of held-out questions, scored by the first of the rewards.
+    """Completions of held-out questions, greedy and sampled, scored by the first of the rewards.
 
     Args:
       questions: at most `evaluation.max_questions` of them are taken, from the first on.
       rewards: the runner; its first reward is the verifier. What it cannot score counts 0.
-      evaluation: the config group with `max_questions`, `max_new_tokens` (budgets in tokens), `slots`.
+      evaluation: the config group with `max_questions`, `max_new_tokens` (budgets in tokens), `samples`, `pass_at`,
+        `slots`.
+
+    Raises UserError: pass@k of fewer than k samples.
     """
 
     def __init__(self, model: Model, questions: Questions, rewards: RewardRunner, evaluation):
@@ -135,24 +139,44 @@ class HeldOut:
         self.budgets = tuple(evaluation.max_new_tokens)
         self._tokenizer, self._rewards = model.tokenizer, rewards
         self._prompts, self._lengths = pad_prompts([q["prompt_ids"] for q in self.questions], PROMPT_BUCKET)
-        sampling = SamplingConfig(
-            max_new_tokens=max(self.budgets), temperature=0.0, stop_token_ids=tuple(model.tokenizer.eos_ids)
-        )
-        slots = evaluation.slots or None
-        self._sampler = Sampler(model.decoder, sampling, slots=slots, mesh=model.mesh)
+        self._samples, self._pass_at = evaluation.samples, tuple(evaluation.pass_at)
+        if self._samples and not all(1 <= k <= self._samples for k in self._pass_at):
+            raise UserError(
+                f"config.evaluation.pass_at={self._pass_at} must be numbers from 1 to "
+                f"config.evaluation.samples={self._samples}"
+            )
+
+        def sampler(temperature: float) -> Sampler:
+            stop = tuple(model.tokenizer.eos_ids)
+            sampling = SamplingConfig(max(self.budgets), temperature=temperature, stop_token_ids=stop)
+            return Sampler(model.decoder, sampling, slots=evaluation.slots or None, mesh=model.mesh)
+
+        self._greedy, self._random = sampler(0.0), sampler(1.0)
 
     def __call__(self, params) -> dict[int, np.ndarray]:
         """Scores [questions] by token budget, all from one decode of the largest.
 
         A greedy completion of n tokens is the beginning of the one of more, so the smaller budgets cost nothing.
         """
-        found = self._sampler.sample(params, self._prompts, self._lengths, jax.random.key(0))
+        found = self._greedy.sample(params, self._prompts, self._lengths, jax.random.key(0))
         ids, lengths = gather((found.ids, found.lengths))
-        scores = {}
-        for budget in self.budgets:
-            texts = completion_texts(self._tokenizer, ids, np.minimum(lengths, budget))
-            scores[budget] = np.nan_to_num(score_completions(self._rewards, texts, self.questions).rewards[:, 0])
-        return scores
+        return {budget: self._scores(ids, np.minimum(lengths, budget), self.questions) for budget in self.budgets}
+
+    def _scores(self, ids, lengths, questions: Sequence[dict]) -> np.ndarray:
+        texts = completion_texts(self._tokenizer, ids, lengths)
+        return np.nan_to_num(score_completions(self._rewards, texts, questions).rewards[:, 0])
+
+    def pass_rates(self, params) -> dict[int, np.ndarray]:
+        """pass@k [questions] by k: the chance that one of k completions, sampled at temperature 1, is right."""
+        if not self._samples:
+            return {}
+        found = self._random.sample(
+            params, self._prompts, self._lengths, jax.random.key(1), samples_per_prompt=self._samples
+        )
+        ids, lengths = gather((found.ids, found.lengths))
+        repeated = [question for question in self.questions for _ in range(self._samples)]
+        right = (self._scores(ids, lengths, repeated).reshape(-1, self._samples) > 0).sum(axis=1)
+        return {k: pass_at_k(self._samples, right, k) for k in self._pass_at}
 
     def metrics(self, params) -> dict[str, float]:
         """Mean score by budget, for the log."""
@@ -161,8 +185,11 @@ class HeldOut:
     def record(self, session, params, when: str) -> None:
         """Evaluates and hands the scores to the session's table, unless it holds them already (after a resume)."""
         names = {budget: f"held-out solve rate, greedy, {budget} new tokens" for budget in self.budgets}
-        if all(session.has(name, when) for name in names.values()):
+        sampled = {k: f"held-out pass@{k}, {self._samples} samples" for k in self._pass_at if self._samples}
+        if all(session.has(name, when) for name in (*names.values(), *sampled.values())):
             return
         session.print(f"  evaluating {when} training: {len(self.questions)} held-out questions ...")
         for budget, scores in self(params).items():
             session.record(names[budget], when, scores)
+        for k, rates in self.pass_rates(params).items():
+            session.record(sampled[k], when, rates)

@@ -47,6 +47,8 @@ def evaluation(*budgets: int) -> ml_collections.ConfigDict:
     config = ml_collections.ConfigDict()
     config.max_questions = 256
     config.max_new_tokens = budgets  # one decode of the largest gives the solve rate at each
+    config.samples = 0  # completions of each question at temperature 1, of the largest budget, for pass@k; 0: none
+    config.pass_at = (1, 4)  # the numbers k, at most `samples`
     config.slots = 64  # rows decoded at once; 0: all
     return config
 
