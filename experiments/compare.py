@@ -26,7 +26,7 @@ import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -66,20 +66,37 @@ def train(spec: str, overrides: Sequence[str], seed: int, workdir: Path) -> None
     """One run, unless it is finished already. Raises UserError if it fails."""
     from jaxalign.training import report
 
-    command = [sys.executable, "-m", "experiments.run", f"--config={spec}", f"--workdir={workdir}"]
-    command += [f"--config.seed={seed}", *(f"--config.{text}" for text in overrides)]
-    if report.read_summary(workdir).get("status") == "finished":
+    def finished() -> bool:
+        return report.read_summary(workdir).get("status") == "finished"
+
+    options = [f"--config={spec}", f"--workdir={workdir}", f"--config.seed={seed}"]
+    if finished():
         print(f"  {workdir}: finished before", flush=True)
         return
-    print(f"  {shlex.join(['python', *command[1:]])}", flush=True)
+    in_process("experiments.run", [*options, *(f"--config.{text}" for text in overrides)], workdir, finished)
+
+
+def in_process(module: str, options: Sequence[str], workdir: Path, finished: Callable[[], bool]) -> None:
+    """`python -m module options` with its output kept in `workdir`. Raises UserError unless it ends `finished`."""
+    print(f"  {shlex.join(['python', '-m', module, *options])}", flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
     began = time.perf_counter()
+    command = [sys.executable, "-m", module, *options]
     with open(workdir / "output.txt", "a") as output:
         done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode or report.read_summary(workdir).get("status") != "finished":
+    if done.returncode or not finished():
         tail = " / ".join((workdir / "output.txt").read_text().splitlines()[-2:])
         raise UserError(f"the run in {workdir} ended with code {done.returncode}: {tail} (all of it: output.txt there)")
     print(f"    {time.perf_counter() - began:.0f} s", flush=True)
+
+
+def start_model(start, workdir: Path) -> Path:
+    """The folder of the model that one run in `workdir` trained; both are made unless they are there."""
+    model = workdir / "model"
+    if not model.exists():
+        train(start.config, start.overrides, 0, workdir)
+        in_process("experiments.export", [f"--checkpoint={workdir}", f"--to={model}"], workdir, model.exists)
+    return model
 
 
 STUDY_FILE = "study.json"
@@ -115,17 +132,28 @@ def _study(arm):
     return module
 
 
-def results(name: str, arm, seed: int, workdir: Path, metrics: Iterable[str], last_steps: int) -> dict[str, Run]:
+def results(claim, name: str, seed: int, workdir: Path, metrics: Iterable[str]) -> dict[str, Run]:
     """Each of `metrics` of one arm and seed, which is run unless it was. Raises UserError."""
-    place = workdir / name / f"seed{seed}"
+    arm, place = claim.arms[name], workdir / name / f"seed{seed}"
     if "study" not in arm:
-        train(arm.config, arm.overrides, seed, place)
-        return {metric: read_metric(place, metric, last_steps) for metric in metrics}
+        overrides = list(arm.overrides)
+        if arm.start:
+            overrides.append(f"model.path={start_model(claim.starts[arm.start], workdir / 'starts' / arm.start)}")
+        train(arm.config, overrides, seed, place)
+        return {metric: read_metric(place, metric, claim.last_steps) for metric in metrics}
     found = run_study(arm, seed, place)
     for metric in metrics:
         if metric not in found:
             raise UserError(f"{arm.study} gives no metric {metric!r}; it gives {', '.join(map(repr, found))}")
     return {metric: Run(found[metric], None) for metric in metrics}
+
+
+def on_unsolved(runs: Sequence[Run], judges: Sequence[Run]) -> list[Run]:
+    """The runs as seen on the questions that score 0 in the `judges` of their seeds."""
+    chosen = [np.flatnonzero(np.equal(judge.scores, 0)) for judge in judges]
+    scores = [np.asarray(run.scores)[index] for run, index in zip(runs, chosen, strict=True)]
+    same = all(np.array_equal(index, chosen[0]) for index in chosen)  # else no average over seeds by question
+    return [Run(float(one.mean()), one.tolist() if same else None) for one in scores]
 
 
 def judge(expectation, runs: dict[str, list[Run]]) -> dict[str, Any]:
@@ -141,6 +169,8 @@ def judge(expectation, runs: dict[str, list[Run]]) -> dict[str, Any]:
     from jaxalign.evaluation.intervals import bootstrap_ci, seed_report
 
     arm, against = runs[expectation.arm], runs[expectation.against]
+    if expectation.unsolved_by:
+        arm, against = (on_unsolved(side, runs[expectation.unsolved_by]) for side in (arm, against))
     differences = np.array([a.value - b.value for a, b in zip(arm, against, strict=True)])
     seeds = seed_report(differences)
     low, high, how = seeds.low, seeds.high, f"Student's t over {len(differences)} seed(s)"
@@ -164,7 +194,8 @@ def judge(expectation, runs: dict[str, list[Run]]) -> dict[str, Any]:
     return {
         "metric": expectation.metric,
         "expected": f"{expectation.arm} {expectation.direction} than {expectation.against}"
-        + (f" by more than {expectation.by:g}" if expectation.by else ""),
+        + (f" by more than {expectation.by:g}" if expectation.by else "")
+        + (f", on what {expectation.unsolved_by} does not solve" if expectation.unsolved_by else ""),
         "difference": float(differences.mean()),
         "by_seed": differences.tolist(),
         "low": float(low),
@@ -180,7 +211,7 @@ def check(claim) -> None:
     if not claim.seeds or len(set(claim.seeds)) < len(claim.seeds):
         raise UserError(f"config.seeds={claim.seeds} must name at least one seed, each once")
     for name, expectation in claim.expectations.items():
-        for key in ("arm", "against"):
+        for key in ("arm", "against", *(("unsolved_by",) if expectation.unsolved_by else ())):
             if expectation[key] not in claim.arms:
                 raise UserError(
                     f"config.expectations.{name}.{key}={expectation[key]!r} names no arm; arms are "
@@ -190,10 +221,14 @@ def check(claim) -> None:
             raise UserError(f"config.expectations.{name}.direction={expectation.direction!r}: use 'higher' or 'lower'")
     from jaxalign.training import configuration
 
-    for arm in claim.arms.values():
+    for name, arm in (*claim.starts.items(), *claim.arms.items()):
         if "study" in arm:
             _study(arm)
             continue
+        if arm.start and (name in claim.starts or arm.start not in claim.starts):
+            raise UserError(
+                f"config.arms.{name}.start={arm.start!r} names no start; starts are {', '.join(claim.starts) or 'none'}"
+            )
         config = configuration.load_config(arm.config)
         configuration.apply_overrides(config, [f"--config.{text}" for text in arm.overrides])
 
@@ -206,8 +241,8 @@ def compare(claim, workdir: Path, command: str) -> dict[str, Any]:
     metrics = dict.fromkeys(expectation.metric for expectation in claim.expectations.values())
     found: dict[str, dict[str, list[Run]]] = {metric: {name: [] for name in claim.arms} for metric in metrics}
     for seed in claim.seeds:
-        for name, arm in claim.arms.items():
-            for metric, run in results(name, arm, seed, workdir, metrics, claim.last_steps).items():
+        for name in claim.arms:
+            for metric, run in results(claim, name, seed, workdir, metrics).items():
                 found[metric][name].append(run)
     return {
         "claim": claim.name,
@@ -215,6 +250,7 @@ def compare(claim, workdir: Path, command: str) -> dict[str, Any]:
         "command": command,
         "date": datetime.date.today().isoformat(),
         "seeds": list(claim.seeds),
+        "starts": {name: json.loads(start.to_json()) for name, start in claim.starts.items()},
         "arms": {name: json.loads(arm.to_json()) for name, arm in claim.arms.items()},
         "values": {
             metric: {name: [run.value for run in runs] for name, runs in arms.items()} for metric, arms in found.items()

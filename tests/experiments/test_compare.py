@@ -1,4 +1,6 @@
 import json
+import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -58,9 +60,25 @@ def test_scores_by_question_are_paired():
     assert compare.judge(expect(), {name: runs_[:2] for name, runs_ in arms.items()})["interval"].startswith("Student")
 
 
+def test_an_expectation_may_be_about_unsolved_questions_alone():
+    start = [Run(0.5, [1, 1, 0, 0])] * 3
+    arms = {"a": [Run(0.5, [0, 0, 1, 1])] * 3, "b": [Run(0.75, [1, 1, 0, 1])] * 3, "start": start}
+    expected = defaults.expectation("m", "a", "higher", "b", by=0.4, unsolved_by="start")
+    found = compare.judge(expected, arms)
+    assert found["by_seed"] == [0.5] * 3  # 1 and 1 against 0 and 1
+    assert "over 2 questions" in found["interval"]
+    assert found["expected"] == "a higher than b by more than 0.4, on what start does not solve"
+    # Seeds with other such questions: no average by question.
+    found = compare.judge(expected, arms | {"start": [*start[:2], Run(0.5, [1, 0, 0, 1])]})
+    assert found["by_seed"] == [0.5, 0.5, 0.0]
+    assert found["interval"].startswith("Student")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda c: c.expectations.lower.update(unsolved_by="x"), r"lower\.unsolved_by='x' names no arm"),
+        (lambda c: c.arms.trained.update(start="half"), r"trained\.start='half' names no start; starts are none"),
         (lambda c: c.update(seeds=(1, 1)), r"config\.seeds=\(1, 1\)"),
         (lambda c: c.expectations.lower.update(arm="x"), r"lower\.arm='x' names no arm; arms are trained, untrained"),
         (lambda c: c.expectations.lower.update(direction="up"), "use 'higher' or 'lower'"),
@@ -111,6 +129,36 @@ def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
     assert compare.main([*command[:2], f"--metric={metric}", *command[3:]]) == 0
     assert compare.main([*command[:2], "--metric=los", *command[3:]]) == 2
     assert "has no metric 'los'; it has 'held-out solve rate" in capsys.readouterr().err
+
+
+def test_arms_begin_with_one_start_that_is_made_once(tmp_path, monkeypatch):
+    """Children are made up: what a start's run trains is exported once, and every arm and seed gets that folder."""
+    commands = []
+
+    def child(command, **_):
+        module, options = command[2], dict(option.split("=", 1) for option in command[3:])
+        commands.append((module, options))
+        if module == "experiments.export":
+            Path(options["--to"]).mkdir()
+        else:
+            summary = {"status": "finished", "evaluations": [{"name": "m", "after": {"value": 0.5}}]}
+            (Path(options["--workdir"]) / "summary.json").write_text(json.dumps(summary))
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", child)
+    claim = defaults.claim("small", "Equal.", seeds=(1, 2))
+    claim.starts.half = defaults.arm("configs/sft_arithmetic.py:tiny", "seed=7")
+    claim.arms.a = defaults.arm("configs/grpo_qwen.py:tiny", start="half")
+    claim.arms.b = defaults.arm("configs/grpo_qwen.py:tiny")
+    claim.expectations.same = expect()
+    record = compare.compare(claim, tmp_path, "")
+    assert record["starts"]["half"]["overrides"] == ["seed=7"]
+    place = tmp_path / "starts" / "half"
+    assert [module for module, _ in commands] == ["experiments.run", "experiments.export", *["experiments.run"] * 4]
+    assert commands[1][1] == {"--checkpoint": str(place), "--to": str(place / "model")}
+    begun = [options.get("--config.model.path") for _, options in commands[2:]]
+    assert begun == [str(place / "model"), None] * 2
+    assert commands[0][1]["--config.seed"] == "7"  # what a start overrides stands last
 
 
 @pytest.mark.parametrize(
