@@ -57,6 +57,20 @@ def _integer(completion: str, example: Mapping[str, Any], field: str, which: int
     return float(bool(found) and found[which] == right and right == right.to_integral_value())
 
 
+def matching_digits(prompt: str, completion: str, example: Mapping[str, Any], *, field: str = "answer") -> float:
+    """Share of digits that are right, of the completion's last number against an integer answer, in [0, 1].
+
+    Digits are compared from the right, as they are added; those that one number has more than the other are wrong. 0
+    for a number that is no integer, or of the other sign.
+    """
+    found, right = numbers(completion), _number_of(example, field)
+    if not found or found[-1] != found[-1].to_integral_value() or (found[-1] < 0) != (right < 0):
+        return 0.0
+    # Not by way of int, which refuses thousands of digits.
+    said, wanted = (f"{number.copy_abs():f}".partition(".")[0][::-1] for number in (found[-1], right))
+    return sum(a == b for a, b in zip(said, wanted, strict=False)) / max(len(said), len(wanted))
+
+
 def last_number(
     prompt: str,
     completion: str,
@@ -172,6 +186,7 @@ def length_within(
 VERIFIERS: dict[str, Callable[..., float]] = {
     "last_integer": last_integer,
     "first_integer": first_integer,
+    "matching_digits": matching_digits,
     "last_number": last_number,
     "exact_answer": exact_answer,
     "multiple_choice": multiple_choice,

@@ -66,6 +66,27 @@ def test_last_integer(completion, answer, value):
     assert get_verifier("last_integer")("p", completion, {"answer": answer}) == value
 
 
+@pytest.mark.parametrize(
+    ("completion", "answer", "value"),
+    [
+        ("47", "47", 1),
+        ("It is 57", "47", 1 / 2),
+        ("42", "47", 1 / 2),
+        ("7", "47", 1 / 2),
+        ("147", "47", 2 / 3),
+        ("74", "47", 0),
+        ("-47", "47", 0),
+        ("-48", "-47", 1 / 2),
+        ("47.5", "47", 0),
+        ("9" * 5000, "9", 1 / 5000),
+        ("1e999", "7", 0),
+        ("", "47", 0),
+    ],
+)
+def test_matching_digits(completion, answer, value):
+    assert get_verifier("matching_digits")("p", completion, {"answer": answer}) == pytest.approx(value)
+
+
 def test_first_integer():
     verify = get_verifier("first_integer", field="solution")
     assert verify("", "7 because 3+4", {"solution": "7"}) == 1
