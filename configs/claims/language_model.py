@@ -7,11 +7,11 @@ configs/claims/policy_gradients.py) and make 150 steps of 120 completions with o
 40 x 3 of which 2 are trained on, 60 x 2 or 120 x 1. Adam with 1e-4; everything else is as in the config of each method.
 The learning rate was chosen by GRPO alone with seed 100.
 
-What is not equal: SPO's trials before training, 8 of every question, are left out (`spo`) or come on top, nearly
-as many completions again (`spo_trials`); InfAlign's 32 completions of the reference for every question come on top;
-GRAO, DYPO and "sft" see right answers. "sft" makes 150 supervised steps on as many questions as the others have prompts
-(one row of 128 tokens, about 15 answers, learning rate 1e-3), "sft_then_grpo" 75 of each. "hard" below means the
-held-out sums that the start does not answer.
+What is not equal: SPO's trials before training, 8 of every question, are left out (`spo`) or come on top, nearly as
+many completions again (`spo_trials`); InfAlign's 32 completions of the reference for every question come on top, its KL
+to the start is measured, not held equal; GRAO, DYPO and "sft" see right answers. "sft" makes 150 supervised steps on as
+many questions as the others have prompts (one row of 128 tokens, about 15 answers, learning rate 1e-3), "sft_then_grpo"
+75 of each. "hard" below means the held-out sums that the start does not answer.
 """
 
 from configs import defaults
@@ -91,6 +91,7 @@ def get_config():
         add[f"{arm}_all"] = expect(METRIC, arm, "higher", "grpo_4", by=-0.03)
         add[f"{arm}_pass_4"] = expect(PASS_4, arm, "higher", "grpo_4")
     add.infalign_pass_4 = expect(PASS_4, "infalign", "higher", "calibrated")
+    add.infalign_kl = expect("kl", "infalign", "lower", "calibrated", by=-0.05)
     add.infalign_pass_1 = expect(PASS_1, "infalign", "lower", "calibrated")
     add.grao_over_grpo = expect(METRIC, "grao", "higher", "grpo")
     add.grao_over_sft = expect(METRIC, "grao", "higher", "sft")
