@@ -1,3 +1,4 @@
+import importlib
 import json
 import subprocess
 from pathlib import Path
@@ -6,9 +7,11 @@ import numpy as np
 import pytest
 
 from configs import defaults
-from experiments import compare
+from configs.claims import language_model
+from experiments import compare, rl
 from experiments.compare import Run
 from jaxalign.errors import UserError
+from jaxalign.training import configuration
 from tests.experiments import runs
 
 
@@ -129,6 +132,23 @@ def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
     assert compare.main([*command[:2], f"--metric={metric}", *command[3:]]) == 0
     assert compare.main([*command[:2], "--metric=los", *command[3:]]) == 2
     assert "has no metric 'los'; it has 'held-out solve rate" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", ["language_model", "no_signal", "graded_groups"])
+def test_claims_on_a_language_model_compare_equal_completions_and_updates(name):
+    claim = importlib.import_module(f"configs.claims.{name}").get_config()
+    compare.check(claim)
+    for arm in claim.arms.values():
+        config = configuration.load_config(arm.config)
+        configuration.apply_overrides(config, [f"--config.{text}" for text in arm.overrides])
+        rl.check(config)
+        supervised, trained = config.warm_start.steps, config.train.steps
+        if config.optimizer.learning_rate == 0:  # the start alone, or supervised steps alone
+            assert (supervised, trained) in [(0, 1), (language_model.STEPS, 1)]
+            continue
+        assert supervised + trained == language_model.STEPS
+        assert config.rollout.prompts_per_step * config.rollout.group_size == language_model.COMPLETIONS
+        assert config.rl.epochs * config.rl.batches_per_epoch * config.rollout.max_draws == 1
 
 
 def test_arms_begin_with_one_start_that_is_made_once(tmp_path, monkeypatch):
