@@ -19,133 +19,18 @@ that needs no run of its own (experiments/studies).
 
 import argparse
 import datetime
-import importlib
 import json
-import math
 import shlex
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
+from experiments.arms import Run, results, study_of
+from experiments.comparison_page import strict, table, write_page
 from jaxalign.errors import UserError, user_message
-
-
-class Run(NamedTuple):
-    """What one finished run gives a comparison."""
-
-    value: float
-    scores: list[float] | None  # by question, where the metric is an evaluation
-
-
-def read_metric(workdir: Path, metric: str, last_steps: int) -> Run:
-    """`metric` of a finished run: an evaluation after training, else the mean of its last logged values.
-
-    Raises UserError, with what there is: no such metric.
-    """
-    from jaxalign.training import report
-    from jaxalign.training.writers import METRICS_FILE, read_rows
-
-    evaluations = {e["name"]: e for e in report.read_summary(workdir).get("evaluations", [])}
-    if "after" in evaluations.get(metric, {}):
-        return Run(evaluations[metric]["after"]["value"], report.read_scores(workdir).get(metric, {}).get("after"))
-    rows = read_rows(workdir / METRICS_FILE)
-    values = [row[metric] for row in rows if row.get(metric) is not None]
-    if not values:
-        there = [*evaluations, *dict.fromkeys(name for row in rows for name in row)]
-        raise UserError(f"{workdir} has no metric {metric!r}; it has {', '.join(map(repr, there))}")
-    return Run(float(np.mean(values[-last_steps:])), None)
-
-
-def train(spec: str, overrides: Sequence[str], seed: int, workdir: Path) -> None:
-    """One run, unless it is finished already. Raises UserError if it fails."""
-    from jaxalign.training import report
-
-    def finished() -> bool:
-        return report.read_summary(workdir).get("status") == "finished"
-
-    options = [f"--config={spec}", f"--workdir={workdir}", f"--config.seed={seed}"]
-    if finished():
-        print(f"  {workdir}: finished before", flush=True)
-        return
-    in_process("experiments.run", [*options, *(f"--config.{text}" for text in overrides)], workdir, finished)
-
-
-def in_process(module: str, options: Sequence[str], workdir: Path, finished: Callable[[], bool]) -> None:
-    """`python -m module options` with its output kept in `workdir`. Raises UserError unless it ends `finished`."""
-    print(f"  {shlex.join(['python', '-m', module, *options])}", flush=True)
-    workdir.mkdir(parents=True, exist_ok=True)
-    began = time.perf_counter()
-    command = [sys.executable, "-m", module, *options]
-    with open(workdir / "output.txt", "a") as output:
-        done = subprocess.run(command, stdout=output, stderr=subprocess.STDOUT, check=False)
-    if done.returncode or not finished():
-        tail = " / ".join((workdir / "output.txt").read_text().splitlines()[-2:])
-        raise UserError(f"the run in {workdir} ended with code {done.returncode}: {tail} (all of it: output.txt there)")
-    print(f"    {time.perf_counter() - began:.0f} s", flush=True)
-
-
-def start_model(start, workdir: Path) -> Path:
-    """The folder of the model that one run in `workdir` trained; both are made unless they are there."""
-    model = workdir / "model"
-    if not model.exists():
-        train(start.config, start.overrides, 0, workdir)
-        in_process("experiments.export", [f"--checkpoint={workdir}", f"--to={model}"], workdir, model.exists)
-    return model
-
-
-STUDY_FILE = "study.json"
-
-
-def run_study(arm, seed: int, workdir: Path) -> dict[str, float]:
-    """The metrics of one setting of a study and seed, unless they are there already."""
-    place = workdir / STUDY_FILE
-    if place.exists():
-        print(f"  {workdir}: finished before", flush=True)
-        return json.loads(place.read_text())
-    print(f"  {arm.study}: {arm.setting}, seed {seed}", flush=True)
-    began = time.perf_counter()
-    metrics = {name: float(value) for name, value in _study(arm).run(arm.setting, seed).items()}
-    workdir.mkdir(parents=True, exist_ok=True)
-    unfinished = place.with_suffix(".part")
-    unfinished.write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    unfinished.replace(place)
-    print(f"    {time.perf_counter() - began:.0f} s", flush=True)
-    return metrics
-
-
-def _study(arm):
-    """The module of a study. Raises UserError: there is none of that name, or it has no such setting."""
-    try:
-        module = importlib.import_module(arm.study)
-    except ModuleNotFoundError as error:
-        if error.name not in (arm.study, arm.study.rpartition(".")[0]):
-            raise
-        raise UserError(f"there is no study {arm.study!r}; studies are the modules of experiments/studies") from error
-    if arm.setting not in module.SETTINGS:
-        raise UserError(f"{arm.study} has no setting {arm.setting!r}; it has {', '.join(module.SETTINGS)}")
-    return module
-
-
-def results(claim, name: str, seed: int, workdir: Path, metrics: Iterable[str]) -> dict[str, Run]:
-    """Each of `metrics` of one arm and seed, which is run unless it was. Raises UserError."""
-    arm, place = claim.arms[name], workdir / name / f"seed{seed}"
-    if "study" not in arm:
-        overrides = list(arm.overrides)
-        if arm.start:
-            overrides.append(f"model.path={start_model(claim.starts[arm.start], workdir / 'starts' / arm.start)}")
-        train(arm.config, overrides, seed, place)
-        return {metric: read_metric(place, metric, claim.last_steps) for metric in metrics}
-    found = run_study(arm, seed, place)
-    for metric in metrics:
-        if metric not in found:
-            raise UserError(f"{arm.study} gives no metric {metric!r}; it gives {', '.join(map(repr, found))}")
-    return {metric: Run(found[metric], None) for metric in metrics}
 
 
 def on_unsolved(runs: Sequence[Run], judges: Sequence[Run]) -> list[Run]:
@@ -223,7 +108,7 @@ def check(claim) -> None:
 
     for name, arm in (*claim.starts.items(), *claim.arms.items()):
         if "study" in arm:
-            _study(arm)
+            study_of(arm)
             continue
         if arm.start and (name in claim.starts or arm.start not in claim.starts):
             raise UserError(
@@ -258,55 +143,6 @@ def compare(claim, workdir: Path, command: str) -> dict[str, Any]:
         "results": [judge(expectation, found[expectation.metric]) for expectation in claim.expectations.values()],
         "environment": environment(),
     }
-
-
-def _strict(value: Any) -> Any:
-    """With None for numbers that are not finite, such as the interval of one seed: JSON knows no NaN."""
-    if isinstance(value, Mapping):
-        return {key: _strict(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def table(record: dict[str, Any]) -> list[str]:
-    """Lines for people: every arm's values, every expectation's difference and verdict."""
-    lines = []
-    for metric, arms in record["values"].items():
-        lines.append(metric)
-        width = max(map(len, arms))
-        for name, values in arms.items():
-            shown = "  ".join(f"{value:.4g}" for value in values)
-            lines.append(f"  {name:<{width}}  mean {np.mean(values):.4g}   by seed  {shown}")
-    for result in record["results"]:
-        lines.append(f"{result['expected']} ({result['metric']}): {result['verdict']}")
-        lines.append(
-            f"  difference {result['difference']:+.4g} [{result['low']:+.4g}, {result['high']:+.4g}], "
-            f"{result['interval']}, p = {result['p_value']:.3g}"
-        )
-    return lines
-
-
-def write_page(record: dict[str, Any], path: Path) -> None:
-    """The record as an HTML page with the intervals drawn."""
-    from jaxalign.training import charts, report
-
-    rows = []
-    ends = [bound for r in record["results"] for bound in (r["low"], r["high"], 0.0) if np.isfinite(bound)]
-    for result in record["results"]:
-        drawn = [("after", result["difference"], result["low"], result["high"])] if np.isfinite(result["low"]) else []
-        plot = charts.interval_plot(drawn, min(ends), max(ends)) if drawn else ""
-        cells = [result["expected"], result["metric"], f"{result['difference']:+.4g}", result["verdict"]]
-        rows.append("".join(f"<td>{escape(cell)}</td>" for cell in cells) + f"<td>{plot}</td>")
-    head = "".join(f"<th>{name}</th>" for name in ("expected", "metric", "difference", "verdict", "95 % interval"))
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
-    sections = [
-        f"<header><h1>{escape(record['claim'])}</h1><p class='lead'>{escape(record['statement'])}</p></header>",
-        f'<div class="card wide"><table><tr>{head}</tr>{body}</table></div>',
-        f'<h2>Values</h2><div class="card"><pre>{escape(chr(10).join(table(record)))}</pre></div>',
-        f'<h2>Command</h2><div class="card"><pre>{escape(record["command"])}</pre></div>',
-    ]
-    path.write_text(report.page(record["claim"], sections), encoding="utf-8")
 
 
 def claim_of(arguments: argparse.Namespace, overrides: Sequence[str]):
@@ -348,7 +184,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         record = compare(claim, workdir, shlex.join(["python", "-m", "experiments.compare", *argv]))
         for path in filter(None, (workdir / "comparison.json", arguments.record)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
-            Path(path).write_text(json.dumps(_strict(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+            Path(path).write_text(json.dumps(strict(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         write_page(record, workdir / "comparison.html")
     except KeyboardInterrupt:
         print("experiments.compare: interrupted; the same command goes on", file=sys.stderr)

@@ -9,7 +9,7 @@ import pytest
 from configs import defaults
 from configs.claims import language_model
 from experiments import compare, rl
-from experiments.compare import Run
+from experiments.arms import Run
 from jaxalign.errors import UserError
 from jaxalign.training import configuration
 from tests.experiments import runs
@@ -132,6 +132,11 @@ def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
     assert compare.main([*command[:2], f"--metric={metric}", *command[3:]]) == 0
     assert compare.main([*command[:2], "--metric=los", *command[3:]]) == 2
     assert "has no metric 'los'; it has 'held-out solve rate" in capsys.readouterr().err
+    copies[1].write_text(copies[1].read_text().replace("learning_rate = 0.0", "learning_rate = 1e-4"))
+    assert compare.main(command) == 2
+    assert "holds a finished run of another config (optimizer.learning_rate: 0.0 there, 0.0001 now)" in (
+        capsys.readouterr().err
+    )
 
 
 @pytest.mark.parametrize("name", ["language_model", "no_signal", "graded_groups"])
@@ -161,7 +166,8 @@ def test_arms_begin_with_one_start_that_is_made_once(tmp_path, monkeypatch):
         if module == "experiments.export":
             Path(options["--to"]).mkdir()
         else:
-            summary = {"status": "finished", "evaluations": [{"name": "m", "after": {"value": 0.5}}]}
+            evaluations = [{"name": "m", "after": {"value": 0.5}}]
+            summary = {"status": "finished", "config": {}, "evaluations": evaluations}
             (Path(options["--workdir"]) / "summary.json").write_text(json.dumps(summary))
         return subprocess.CompletedProcess(command, 0)
 
