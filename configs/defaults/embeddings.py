@@ -45,7 +45,7 @@ def contrastive(name: str, method: str = "clip", *, steps: int) -> ml_collection
     config.contrastive.pool = "all"  # all | data | fsdp: axes of the mesh whose rows are each other's negatives
     loss = LOSSES_OF_EMBEDDINGS[config.contrastive.loss]
     preset = {key: value for key, value in row.loss.items() if key not in loss.given}
-    config.loss = options_of(loss.function, preset)
+    config.loss = options_of(loss.function, preset, without=("class_axis_name",))  # class vectors are whole here
     config.loss.update({key: float(row.loss.get(key, value)) for key, value in loss.given.items()})
     config.evaluation = ml_collections.ConfigDict({"batch_size": 256})  # examples embedded at once
     config.optimizer.name = "adam"

@@ -7,10 +7,11 @@ import chex
 import jax
 import jax.numpy as jnp
 
-from jaxalign.losses.similarity import sum_rows, unit
+from jaxalign.losses.similarity import row_numbers, sum_rows, unit
 from jaxalign.objective import Objective
 
 MarginKind = Literal["cosface", "arcface", "none"]
+AxisName = str | tuple[str, ...] | None
 _EDGE = 1e-7  # the angle has no derivative at cosine 1 and -1
 
 
@@ -65,6 +66,35 @@ def _with_margin(c: jax.Array, margin: float, kind: MarginKind) -> jax.Array:
     return jnp.where(c >= -math.cos(margin), turned, c - margin * math.sin(margin))
 
 
+def own_labels(labels: jax.Array, classes: int, class_axis_name: AxisName) -> tuple[jax.Array, jax.Array]:
+    """(labels [N] among this device's `classes`, which of them are), where class vectors lie over devices.
+
+    A label of another device's class becomes `classes`, which is none. Without an axis all labels are this device's.
+    """
+    if class_axis_name is None:
+        return labels, jnp.ones(len(labels), bool)
+    own = labels - row_numbers(classes, class_axis_name)[0]
+    here = (own >= 0) & (own < classes)
+    return jnp.where(here, own, classes), here
+
+
+def class_logsumexp(logits: jax.Array, class_axis_name: AxisName) -> jax.Array:
+    """[N], the same on all devices: log of the sum of exp over [N, C] logits of all classes."""
+    if class_axis_name is None:
+        return jax.nn.logsumexp(logits, -1)
+    largest = jax.lax.pmax(jax.lax.stop_gradient(logits).max(-1), class_axis_name)
+    return largest + jnp.log(jax.lax.psum(jnp.exp(logits - largest[:, None]).sum(-1), class_axis_name))
+
+
+def nearest_class(cosines: jax.Array, class_axis_name: AxisName) -> jax.Array:
+    """[N], the same on all devices: which class has the largest of the [N, C] cosines, of equal ones the first."""
+    if class_axis_name is None:
+        return cosines.argmax(-1)
+    best, numbers = cosines.max(-1), row_numbers(cosines.shape[1], class_axis_name)
+    leads = best == jax.lax.pmax(best, class_axis_name)
+    return jax.lax.pmin(jnp.where(leads, numbers[cosines.argmax(-1)], jnp.iinfo(numbers.dtype).max), class_axis_name)
+
+
 def margin_softmax_loss(
     x: jax.Array,
     w: jax.Array,
@@ -75,17 +105,22 @@ def margin_softmax_loss(
     kind: MarginKind = "arcface",
     valid: jax.Array | None = None,
     chunk: int | None = None,
+    class_axis_name: AxisName = None,
 ) -> Objective:
     """Cross-entropy of `scale * margin_logits`, in nats, summed over the rows that count.
 
     Gradient flows into `x`, `w` and `scale`. Rows do not interact: on several devices each takes the loss of its own
-    rows against all class vectors, and the sums add up.
+    rows against all class vectors, and the sums add up. Class vectors too many for one device lie over the devices of
+    `class_axis_name`; each then holds [N, its classes] logits, and [N] numbers of every row go between them.
 
     Args:
       x, w, labels, margin, kind: see `margin_logits`.
       scale: s, the length that unit vectors are given; 64 in both papers, with margin 0.35 (cosface) or 0.5 (arcface).
       valid: [N], 0 for rows that do not count, whatever they hold. None: all count.
       chunk: rows at a time, whose [chunk, C] logits exist at once. None: all at once.
+      class_axis_name: axes that class vectors lie over, inside `jax.shard_map`: `w` is this device's part, in the order
+        of the devices and of one size everywhere. `x` and `labels`, of all classes, are the same along these axes. The
+        objective is this device's part: a row counts where its class is. A label of no class counts nowhere.
 
     Returns:
       An Objective with weight = rows that count, and the metric accuracy: the share of rows whose true class has the
@@ -99,12 +134,14 @@ def margin_softmax_loss(
     anchors = {"x": jnp.where(counts[:, None], x, 0), "label": jnp.where(counts, labels, 0), "counts": counts}
 
     def cross_entropy(anchors, w):
-        logits = scale * margin_logits(anchors["x"], w, anchors["label"], margin, kind)
+        label, here = own_labels(anchors["label"], len(w), class_axis_name)
+        logits = scale * margin_logits(anchors["x"], w, label, margin, kind)
         cosines = jax.lax.stop_gradient(unit(anchors["x"]) @ unit(w).T)
-        losses = jax.nn.logsumexp(logits, -1) - jnp.take_along_axis(logits, anchors["label"][:, None], 1)[:, 0]
-        hits = anchors["counts"] & (cosines.argmax(-1) == anchors["label"])
-        return {"loss": jnp.where(anchors["counts"], losses, 0), "hits": hits.astype(losses.dtype)}
+        losses = class_logsumexp(logits, class_axis_name) - jnp.take_along_axis(logits, label[:, None], 1)[:, 0]
+        counts = anchors["counts"] & here
+        hits = counts & (nearest_class(cosines, class_axis_name) == anchors["label"])
+        found = {"loss": losses, "hits": hits, "counts": counts}
+        return {name: jnp.where(counts, value, 0).astype(losses.dtype) for name, value in found.items()}
 
     found = sum_rows(cross_entropy, anchors, w, chunk=chunk)
-    weight = counts.astype(found["loss"].dtype).sum()
-    return Objective(found["loss"], weight, {"accuracy": (found["hits"], weight)})
+    return Objective(found["loss"], found["counts"], {"accuracy": (found["hits"], found["counts"])})

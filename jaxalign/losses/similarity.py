@@ -95,7 +95,11 @@ def sum_rows(
             for name, x in function(some, candidates).items()
         }
 
-    return _in_chunks(sums, chunk, anchors, candidates) if _is_cut(anchors, chunk) else sums(anchors, candidates)
+    if not _is_cut(anchors, chunk):
+        return sums(anchors, candidates)
+    # In `shard_map` a gradient must differ over the same axes as its array: what is equal on some devices is taken as a
+    # copy of each, and the gradients of the copies are added up.
+    return _in_chunks(sums, chunk, *as_of_one_device((anchors, candidates), (anchors, candidates)))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))

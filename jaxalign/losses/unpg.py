@@ -7,14 +7,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.losses.aggregation import float_sums
-from jaxalign.losses.margin_softmax import margin_logits
+from jaxalign.losses.margin_softmax import AxisName, class_logsumexp, margin_logits, nearest_class, own_labels
 from jaxalign.losses.ring import NEVER
 from jaxalign.losses.similarity import gathered, row_numbers, unit
 from jaxalign.objective import Metrics, Objective, safe_divide
 
 HeadKind = Literal["arcface", "cosface", "magface"]
 Pool = Literal["global", "device"]
-AxisName = str | tuple[str, ...] | None
 
 # MagFace (arXiv 2103.06627) as used with UNPG: norms between which the margin grows, and the margins there.
 NORM_RANGE, MARGIN_RANGE, NORM_WEIGHT = (10.0, 110.0), (0.45, 0.8), 35.0
@@ -107,6 +106,7 @@ def unpg_loss(
     pool: Pool = "global",
     valid: jax.Array | None = None,
     axis_name: AxisName = None,
+    class_axis_name: AxisName = None,
 ) -> Objective:
     """With cosines c_ij of row i and class j, t_i that of its own class with the margin, and M the batch's negatives:
 
@@ -127,8 +127,9 @@ def unpg_loss(
       batch_negatives: False is the margin softmax alone: the baseline, and the limit where a batch has one class.
       pool: with `axis_name`, whether M is that of the rows of all devices or of this one.
       valid: [B] bool. None: all.
-      axis_name: axes over which rows are spread, inside `jax.shard_map`; w is whole on every device. The objective is
-        this device's part.
+      axis_name: axes over which rows are spread, inside `jax.shard_map`. The objective is this device's part.
+      class_axis_name: other axes, over which class vectors are spread; see `margin_softmax_loss`. None: w is whole on
+        every device.
 
     Returns:
       An Objective with base_loss (the margin softmax alone) and accuracy (of the cosines without margin); where there
@@ -150,24 +151,26 @@ def unpg_loss(
     chex.assert_equal_shape_prefix([x, labels], 1)
     x, labels, counts = _rows(x, labels, valid)
     regulariser = jnp.zeros((), x.dtype)
+    own, here = own_labels(labels, len(w), class_axis_name)
     if kind == "magface":
-        logits, regulariser = _magface_logits(x, w, labels)
+        logits, regulariser = _magface_logits(x, w, own)
     else:
-        logits = margin_logits(x, w, labels, margin, kind)
+        logits = margin_logits(x, w, own, margin, kind)
     dtype = logits.dtype
-    true = labels[:, None] == jnp.arange(len(w))
-    target = jnp.where(true, logits, 0).sum(-1)
-    against = jax.nn.logsumexp(jnp.where(true, NEVER, scale * logits), axis=-1)
+    true = own[:, None] == jnp.arange(len(w))
+    target = jnp.where(true, logits, 0).sum(-1)  # where the class is; elsewhere the row does not count
+    against = class_logsumexp(jnp.where(true, NEVER, scale * logits), class_axis_name)
     base = jax.nn.softplus(against - scale * target)
+    cosines = jax.lax.stop_gradient(margin_logits(x, w, own, 0.0, "none"))
+    every, counts = counts, counts & here
     weight = counts.astype(dtype).sum()
-    cosines = jax.lax.stop_gradient(margin_logits(x, w, labels, 0.0, "none"))
     found: dict[str, tuple[jax.Array, jax.Array]] = {
         "base_loss": (base, counts),
-        "accuracy": (cosines.argmax(-1) == labels, counts),
+        "accuracy": (nearest_class(cosines, class_axis_name) == labels, counts),
     }
     loss = base
     if batch_negatives:
-        pairs = gathered((x, labels, counts), axis_name if pool == "global" else None)
+        pairs = gathered((x, labels, every), axis_name if pool == "global" else None)
         s, positive, negative = _batch_pairs(*pairs)
         values = s.reshape(-1)
         kept = whisker_mask(values, negative.reshape(-1), whisker)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import Mesh, PartitionSpec
 
 from jaxalign.losses.margin_softmax import margin_logits, margin_softmax_loss
 from jaxalign.objective import loss
@@ -74,6 +75,41 @@ def test_value_gradient_and_chunks(kind):
                 ]
                 slopes[at] = (ends[0] - ends[1]) / 2e-6
             np.testing.assert_allclose(gradient[key], slopes, atol=1e-6)
+
+
+def test_class_vectors_over_devices_change_nothing():
+    """Rows lie over the other axis; one does not count, and one is nearest to two classes, of which the first is it."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices")
+    random = np.random.default_rng(1)
+    x, w, labels = random.normal(size=(16, 3)), random.normal(size=(24, 3)), random.integers(24, size=16)
+    x[1] = w[20] = w[3]
+    labels[1], valid = 20, np.arange(16) != 5
+    rows, classes = PartitionSpec("data"), PartitionSpec("classes")
+
+    def whole(arrays):
+        found = margin_softmax_loss(arrays["x"], arrays["w"], labels, scale=8.0, valid=valid)
+        return found.total, found
+
+    def spread(arrays, devices, chunk):
+        mesh = Mesh(np.asarray(jax.devices()[:8]).reshape(-1, devices), ("data", "classes"))
+
+        def part(x, w, labels, valid):
+            options = dict(scale=8.0, valid=valid, chunk=chunk, class_axis_name="classes")
+            return jax.lax.psum(margin_softmax_loss(x, w, labels, **options), ("data", "classes"))
+
+        part = jax.shard_map(part, mesh=mesh, in_specs=(rows, classes, rows, rows), out_specs=PartitionSpec())
+        found = part(arrays["x"], arrays["w"], labels, valid)
+        return found.total, found
+
+    arrays = {"x": x, "w": w}
+    with jax.enable_x64(True):
+        expected = jax.jit(jax.value_and_grad(whole, has_aux=True))(arrays)
+        gradient = jax.jit(jax.value_and_grad(spread, has_aux=True), static_argnums=(1, 2))
+        for devices, chunk in ((1, 1), (2, None), (4, 2), (8, None)):
+            found = gradient(arrays, devices, chunk)
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+    assert float(expected[0][1].weight) == 15
 
 
 @every_kind

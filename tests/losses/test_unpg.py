@@ -164,6 +164,36 @@ def test_devices_make_up_the_whole_or_keep_to_themselves():
         )
 
 
+def test_class_vectors_over_devices_change_nothing():
+    """Both kinds of axes at once: two parts of the rows, three classes over three devices."""
+    if len(jax.devices()) < 6:
+        pytest.skip("needs 6 devices")
+    x, w = problem()
+    mesh = Mesh(np.asarray(jax.devices()[:6]).reshape(2, 3), ("data", "classes"))
+    rows, classes = PartitionSpec("data"), PartitionSpec("classes")
+
+    def spread(x, w, kind):
+        def part(x, labels, w):
+            options = dict(scale=SCALE, kind=kind, axis_name="data", class_axis_name="classes")
+            return jax.lax.psum(unpg_loss(x, w, labels, **options), ("data", "classes"))
+
+        part = jax.shard_map(part, mesh=mesh, in_specs=(rows, rows, classes), out_specs=PartitionSpec())
+        found = part(x, LABELS, w)
+        return found.total, found
+
+    def whole(x, w, kind):
+        found = unpg_loss(x, w, LABELS, scale=SCALE, kind=kind)
+        return found.total, found
+
+    with jax.enable_x64(True):
+        for kind in ("arcface", "magface"):
+            found, expected = (
+                jax.jit(jax.value_and_grad(form, (0, 1), has_aux=True), static_argnums=2)(x, w, kind)
+                for form in (spread, whole)
+            )
+            jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), found, expected)
+
+
 def test_the_gap_between_pairs():
     x = jnp.array([[1.0, 0.0], [2.0, 0.2], [0.0, 1.0], [0.1, 1.0]])
     measure = jax.jit(wdfs_gap)
