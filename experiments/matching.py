@@ -21,11 +21,13 @@ from jaxalign.evaluation import group_matching
 from jaxalign.losses.contrastive import clip_loss, siglip_loss
 from jaxalign.losses.similarity import unit
 from jaxalign.models.mlp_encoder import MlpEncoder
-from jaxalign.objective import Objective
+from jaxalign.placement import under_mesh
+from jaxalign.training.accumulation import CoupledLoss
+from jaxalign.training.coupled import coupled_over_mesh
 from jaxalign.training.loop import Advance
-from jaxalign.training.mesh import make_mesh
+from jaxalign.training.mesh import batch_shards, gather, make_mesh, replicated, spread
 from jaxalign.training.optimizers import decay_mask
-from jaxalign.training.state import TrainState, abstract_state, create_state
+from jaxalign.training.state import TrainState, abstract_state, create_state, with_shardings
 from jaxalign.training.step import make_train_step
 
 WORLD = "order_pairs"
@@ -59,12 +61,26 @@ class Towers(NamedTuple):
         cosines = jnp.einsum("gmd,gkd->gmk", images, captions)
         return jnp.exp(params["logit"]["scale"]) * cosines + params["logit"]["bias"]
 
-    def loss(self, params: dict, images: jax.Array, captions: jax.Array, valid: jax.Array, loss: str) -> Objective:
-        """The loss of paired rows; all other pairs of the batch are negatives."""
-        pair = self.embed(params, images, captions)
-        if loss == "clip":
-            return clip_loss(*pair, params["logit"]["scale"], valid=valid)
-        return siglip_loss(*pair, params["logit"]["scale"], params["logit"]["bias"], valid=valid)
+    def make_loss(self, loss: str, mesh: jax.sharding.Mesh | None = None) -> CoupledLoss:
+        """The loss of a batch {"images", "captions", "valid"} of groups of paired rows [n, m, D], over all devices.
+
+        All other pairs of the batch are negatives. `valid` is of the groups.
+        """
+
+        def outputs(params, batch, key, extra):
+            del key, extra
+            images, captions = self.embed(params, batch["images"], batch["captions"])
+            return {"images": images, "captions": captions}
+
+        def part(rows, logit, axis_name):
+            pair = [rows[name].reshape(-1, rows[name].shape[-1]) for name in ("images", "captions")]
+            options = {"valid": jnp.repeat(rows["valid"], rows["images"].shape[1]), "axis_name": axis_name}
+            if loss == "clip":
+                return clip_loss(*pair, logit["scale"], **options)
+            return siglip_loss(*pair, logit["scale"], logit["bias"], **options)
+
+        spread_over = None if mesh is None or mesh.size == 1 else mesh
+        return coupled_over_mesh(outputs, part, spread_over, shared=lambda params: params["logit"], columns=("valid",))
 
 
 def make_optimizer(options) -> optax.GradientTransformation:
@@ -85,38 +101,36 @@ def pretrain(towers: Towers, config, pairs: Callable[[int], Pairs]) -> dict:
     optimizer = optax.adam(options.learning_rate)
     params = towers.init(jax.random.key(config.seed), config.matching.loss)
 
-    def loss_fn(params, batch, key, extra):
-        del key, extra
-        return towers.loss(params, *batch, jnp.ones(len(batch.images), bool), config.matching.loss)
-
-    step_fn = make_train_step(loss_fn, optimizer)
+    step_fn = make_train_step(towers.make_loss(config.matching.loss), optimizer)
     state = create_state(params, optimizer, jax.random.key(config.seed))
     for step in range(options.steps):
-        state, _ = step_fn(state, pairs(step))
+        images, captions = (x[:, None] for x in pairs(step))
+        state, _ = step_fn(state, {"images": images, "captions": captions, "valid": np.ones(len(images), bool)})
     return state.params
 
 
 class Matching:
-    """The iterations of a config on groups; the state holds all that changes."""
+    """The iterations of a config on groups, spread over the devices of a mesh; the state holds all that changes."""
 
-    def __init__(self, config, towers: Towers, groups: Groups):
+    def __init__(self, config, towers: Towers, groups: Groups, mesh: jax.sharding.Mesh | None = None):
         if config.matching.loss not in LOSSES:
             raise UserError(f"config.matching.loss={config.matching.loss!r}: use one of {', '.join(LOSSES)}")
         self.config, self.towers, self.groups = config, towers, groups
+        self.mesh = make_mesh(data=1, devices=jax.devices()[:1]) if mesh is None else mesh
         self.optimizer = make_optimizer(config.optimizer)
-        self.similarities = jax.jit(towers.similarities)
+        self._of_groups, self._spread_groups = jax.jit(towers.similarities), spread(groups, self.mesh, fill=True)
         number, _, captions = self.similarities_shape = (*groups.images.shape[:2], groups.captions.shape[1])
         random = np.random.default_rng((config.seed, 3))
         # Ties go to the first matching, which must not be the true one.
         self._order = random.permuted(np.tile(np.arange(captions, dtype=np.int32), (number, 1)), axis=1)
+        loss_fn = towers.make_loss(config.matching.loss, self.mesh)
+        self._step = make_train_step(loss_fn, self.optimizer, mesh=self.mesh)
+        self._fresh = jax.jit(self.optimizer.init, out_shardings=replicated(self.mesh))
 
-        def loss_fn(params, batch, key, extra):
-            del key, extra
-            images, matched = (x.reshape(-1, x.shape[-1]) for x in (batch["images"], batch["captions"]))
-            valid = jnp.repeat(batch["valid"], batch["images"].shape[1])
-            return towers.loss(params, images, matched, valid, config.matching.loss)
-
-        self._step = make_train_step(loss_fn, self.optimizer)
+    def similarities(self, params: dict) -> np.ndarray:
+        """[G, m, k] logits of all groups, on the host."""
+        with under_mesh(self.mesh):
+            return gather(self._of_groups(params, self._spread_groups))[: len(self.groups.images)]
 
     def abstract(self, params: dict) -> TrainState:
         """Shapes of the state, from those of the parameters."""
@@ -125,11 +139,13 @@ class Matching:
             "thresholds": jax.ShapeDtypeStruct((self.config.matching.iterations,), jnp.float32),
             "first": {name: jax.ShapeDtypeStruct((number,), bool) for name in ("group", "group_match")},
         }
-        return abstract_state(params, self.optimizer, jax.random.key(0), extra)
+        plain = abstract_state(params, self.optimizer, jax.random.key(0), extra)
+        return with_shardings(plain, jax.tree.map(lambda _: replicated(self.mesh), plain))
 
     def begin(self, params: dict) -> TrainState:
         """The state before the first iteration; thresholds follow from the margins of these parameters."""
         options = self.config.matching
+        params = jax.device_put(jax.device_get(params), replicated(self.mesh))
         scores = self.scores(params)
         _, margins = self.match(params)
         finite = margins[np.isfinite(margins)]
@@ -151,19 +167,19 @@ class Matching:
         }
         # A copy: the state is donated, and whoever gave the parameters may begin again with them.
         params = jax.tree.map(jnp.copy, params)
-        return create_state(params, self.optimizer, jax.random.key(self.config.seed), extra)
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, self.abstract(params))
+        return create_state(params, self.optimizer, jax.random.key(self.config.seed), extra, shardings=shardings)
 
     def match(self, params: dict) -> tuple[np.ndarray, np.ndarray]:
         """(caption of each image [G, m], margins [G]) by the similarities of `params`, without dropout or crops."""
-        similarities = self.similarities(params, self.groups)
-        shuffled = np.take_along_axis(np.asarray(similarities), self._order[:, None], 2)
+        shuffled = np.take_along_axis(self.similarities(params), self._order[:, None], 2)
         many = shuffled.shape[2] > group_matching.LARGEST
         found = group_matching.large_matching(shuffled) if many else group_matching.best_matching(jnp.asarray(shuffled))
         return np.take_along_axis(self._order, np.asarray(found.captions), 1), np.asarray(found.margin)
 
     def scores(self, params: dict) -> dict[str, np.ndarray]:
         """GroupScore and GroupMatch of each group (bool); here alone the truth is looked at."""
-        return jax.device_get(group_matching.group_scores(self.similarities(params, self.groups)))
+        return jax.device_get(group_matching.group_scores(jnp.asarray(self.similarities(params))))
 
     def advance(self, state: TrainState, iteration: int) -> tuple[TrainState, dict[str, float]]:
         """One iteration; the metrics are of after its training, but for those of the selection."""
@@ -192,22 +208,23 @@ class Matching:
         rates = group_matching.restart_cosine(peak, options.rate_ratio, iteration, steps, options.least_rate)
         random = np.random.default_rng((self.config.seed, 4, iteration))
         if options.fresh_moments and len(chosen):
-            state = state.replace(opt_state=jax.jit(self.optimizer.init)(state.params))
+            state = state.replace(opt_state=self._fresh(state.params))
+        room = -(-size // batch_shards(self.mesh)) * batch_shards(self.mesh)
         losses: list[float] = []
         for _ in range(options.epochs):
             order = random.permutation(chosen)
             for start in range(0, len(order), size):
                 part = order[start : start + size]
-                rows = np.resize(part, size)  # always the same shape; what is repeated does not count
+                rows = np.resize(part, room)  # always the same shape; what is repeated does not count
                 batch = {
                     "images": self.groups.images[rows],
                     "captions": np.take_along_axis(self.groups.captions[rows], captions[rows][..., None], 1),
-                    "valid": np.arange(size) < len(part),
+                    "valid": np.arange(room) < len(part),
                 }
-                rate = jnp.asarray(rates[len(losses)], jnp.float32)
+                rate = jax.device_put(np.float32(rates[len(losses)]), replicated(self.mesh))
                 hyperparams = state.opt_state.hyperparams | {"learning_rate": rate}
                 state = state.replace(opt_state=state.opt_state._replace(hyperparams=hyperparams))
-                state, metrics = self._step(state, batch)
+                state, metrics = self._step(state, spread(batch, self.mesh))
                 losses.append(metrics["loss"])
         return state, losses
 
@@ -264,14 +281,15 @@ def run(config, workdir: str) -> None:
         groups = load_groups(config.data.groups, config)
         pairs = load_pairs(config.data.pairs, config)
         towers = make_towers(config, groups)
-        matching = Matching(config, towers, groups)
+        mesh = make_mesh(**config.mesh)
+        matching = Matching(config, towers, groups, mesh)
         number, images, captions = matching.similarities_shape
         session.announce(
             {
                 "model": f"{towers.image} and {towers.caption}",
                 "data": f"{config.data.groups}: {number} groups of {images} images and {captions} captions",
             },
-            make_mesh(**config.mesh),
+            mesh,
         )
         start_of = jax.eval_shape(lambda key: towers.init(key, config.matching.loss), jax.random.key(0))
         restored = session.restore(matching.abstract(start_of), lambda position: None)

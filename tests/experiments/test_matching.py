@@ -1,5 +1,6 @@
 """Test-time matching: what is selected, what is learned from, and that the truth plays no part."""
 
+import jax
 import numpy as np
 import pytest
 
@@ -8,6 +9,7 @@ from experiments import matching
 from experiments.studies import ttm as study
 from jaxalign.data.order_pairs import Groups, OrderPairs
 from jaxalign.errors import UserError
+from jaxalign.training.mesh import make_mesh
 from tests.experiments import runs
 
 
@@ -27,7 +29,7 @@ def test_iterations_select_by_margin_and_learn_their_own_matchings(small):
     captions, margins = work.match(params)
     assert float(state.extra["thresholds"][0]) == pytest.approx(np.quantile(margins, 0.8), rel=1e-5)
     assert float(state.extra["thresholds"][-1]) == 0
-    similarities = np.asarray(towers.similarities(params, groups))
+    similarities = work.similarities(params)
     straight = similarities[:, [0, 1], [0, 1]].sum(1) > similarities[:, [0, 1], [1, 0]].sum(1)
     np.testing.assert_array_equal((captions == [0, 1]).all(1), straight)
     state, metrics = work.advance(state, 0)
@@ -42,6 +44,27 @@ def test_iterations_select_by_margin_and_learn_their_own_matchings(small):
     state, metrics = nothing.advance(state, 0)
     assert metrics["coverage"] == 0 and int(state.step) == 0
     config.matching.start_threshold = None
+
+
+@pytest.mark.parametrize("loss", ["siglip", "clip"])
+def test_devices_change_nothing(small, loss):
+    """25 groups a batch are filled up to the devices; 40 groups lie over them."""
+    if len(jax.devices()) < 8:
+        pytest.skip("needs 8 devices")
+    config, groups, towers, params = small
+    config.matching.loss = loss
+    found = []
+    for mesh in (None, make_mesh(data=4, fsdp=2)):
+        work = matching.Matching(config, towers, groups, mesh)
+        state = work.begin(params)
+        metrics = []
+        for iteration in range(2):
+            state, row = work.advance(state, iteration)
+            metrics.append(row)
+        found.append((jax.device_get(state.params), metrics))
+    config.matching.loss = "siglip"
+    assert {len(leaf.sharding.device_set) for leaf in jax.tree.leaves(state)} == {8}
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), *found)
 
 
 def test_the_order_of_captions_does_not_matter(small):
