@@ -159,7 +159,8 @@ ROWS = (
         claim="With 2 completions trained on it comes nearer to groups of 8 than GRPO with 2 does.",
         status="On a table policy (docs/claims/mc_grpo.json, 24 seeds) without scaling: 0.012 above the mean of 2 and "
         "0.013 below groups of 8, neither settled against its bound; the mean of as many completions, one left out, "
-        "does as well, and the MAD is worse. Not measured on a language model.",
+        "does as well, and the MAD is worse. On a model of 0.8 M parameters (docs/claims/language_model.json, 3 seeds) "
+        "67 % of held-out sums, GRPO with groups of 2 68, with those of 8 66, and the same control 71.",
         loss={
             "ratio": "token",
             "clip_low": 0.2,
@@ -186,7 +187,8 @@ ROWS = (
         config="configs/spo.py",
         claim="At equal completions it learns faster than GRPO; a tracked baseline has less variance than the mean.",
         status="Seen on a table policy (docs/claims/spo.json, 8 seeds): success 0.61, with GRPO 0.48 and REINFORCE "
-        "0.51; the tracked baseline takes 57 % of the variance away; not measured on a language model.",
+        "0.51; the tracked baseline takes 57 % of the variance away. On a model of 0.8 M parameters "
+        "(docs/claims/language_model.json, 3 seeds): 74 % of held-out sums, GRPO 66, REINFORCE 67.",
         loss={
             "ratio": "token",
             "clip_low": 0.2,
@@ -210,7 +212,8 @@ ROWS = (
         config="configs/gdro.py",
         claim="Hard prompts are solved more often than with GRPO, and prompts as a whole not less.",
         status="Seen on a table policy (docs/claims/gdro.json, 5 seeds): the hardest tier is solved with 0.97, with "
-        "GRPO 0.76, and all prompts not less; not measured on a language model.",
+        "GRPO 0.76, and all prompts not less. No difference seen on a model of 0.8 M parameters "
+        "(docs/claims/language_model.json, 3 seeds), with 2.3 visits of a prompt.",
         loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token-mean"},
         advantages={"kind": "group", "scale": "group"},
     ),
@@ -228,7 +231,8 @@ ROWS = (
         config="configs/gdro.py:rollout",
         claim="Hard prompts are solved more often than with equal numbers of completions.",
         status="Seen on a table policy (docs/claims/gdro.json, 5 seeds): the hardest tier is solved with 0.94, with "
-        "GRPO 0.76; the variance proxy, which should fall by 15 %, rose by 9 %; not measured on a language model.",
+        "GRPO 0.76; the variance proxy, which should fall by 15 %, rose by 9 %. On a model of 0.8 M parameters "
+        "(docs/claims/language_model.json, 3 seeds) hard sums are not solved more often, and pass@4 is 2 points less.",
         loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.28, "aggregation": "token-mean"},
         advantages={"kind": "group", "scale": "group"},
     ),
@@ -246,7 +250,9 @@ ROWS = (
         config="configs/infalign.py",
         claim="At equal KL the best-of-N win rate is higher than with the reward as it is.",
         status="Seen on a table policy (docs/claims/infalign.json, 3 seeds) at a KL of 0.5 nats: best-of-4 win rate "
-        "0.86 with exp, 0.80 calibrated alone, 0.68 raw; worst-of-4 0.93, 0.88, 0.63; not on a language model.",
+        "0.86 with exp, 0.80 calibrated alone, 0.68 raw; worst-of-4 0.93, 0.88, 0.63. Not on a model of "
+        "0.8 M parameters with rewards of 0 and 1 (docs/claims/language_model.json, 3 seeds): pass@4 76 %, calibrated "
+        "80.",
         loss={"ratio": "token", "clip_low": 0.2, "clip_high": 0.2, "aggregation": "seq-mean-token-mean"},
         advantages={"kind": "group", "scale": "none"},
     ),
