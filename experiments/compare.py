@@ -181,7 +181,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         claim = claim_of(arguments, overrides)
         workdir = Path(arguments.workdir or f"runs/compare/{claim.name}")
         print(f"{claim.name}: {len(claim.arms)} arms x {len(claim.seeds)} seed(s) in {workdir}", flush=True)
-        record = compare(claim, workdir, shlex.join(["python", "-m", "experiments.compare", *argv]))
+        told = [text for text in argv if not text.startswith("--workdir")]  # where it was run changes nothing
+        record = compare(claim, workdir, shlex.join(["python", "-m", "experiments.compare", *told]))
         for path in filter(None, (workdir / "comparison.json", arguments.record)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)
             Path(path).write_text(json.dumps(strict(record), indent=2, allow_nan=False) + "\n", encoding="utf-8")
