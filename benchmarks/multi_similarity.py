@@ -1,8 +1,8 @@
 """Multi-similarity loss with its mining, forward and backward, against the same formula in torch.
 
-Sides: jaxalign a chunk of anchors at a time, and dense; torch as a plain reading of what the documentation of
-pytorch-metric-learning says of its MultiSimilarityMiner and MultiSimilarityLoss (written here from those formulas: the
-package itself is not needed), which holds the whole matrix of similarities. All are compared with a loop over anchors
+Sides: jaxalign a chunk of anchors at a time, and dense; the MultiSimilarityMiner and MultiSimilarityLoss of
+pytorch-metric-learning, where the other interpreter has it; and a plain reading of their documentation in torch, which
+holds the whole matrix of similarities. All are compared with a loop over anchors
 in float64 first, and then timed in turns. Memory is the growth of the resident peak during one forward and backward
 pass, measured in the same way in each process; for the JAX sides also what the compiler says it needs.
 """
@@ -90,6 +90,20 @@ class Torch:
         np.savez(path, value=self._loss().detach().numpy(), gradient=self._x.grad.numpy())
 
 
+class MetricLearning(Torch):
+    """The package itself."""
+
+    def __init__(self, rows: int):
+        from pytorch_metric_learning import losses, miners
+
+        super().__init__(rows)
+        self._miner = miners.MultiSimilarityMiner(epsilon=MARGIN)
+        self._of_pairs = losses.MultiSimilarityLoss(alpha=ALPHA, beta=BETA, base=THRESHOLD)
+
+    def _loss(self):
+        return self._of_pairs(self._x, self._labels, self._miner(self._x, self._labels))
+
+
 def exact(rows: int) -> dict[str, np.ndarray]:
     """The same in float64, one anchor at a time; the gradient by the weights of pairs."""
     given = problem(rows)
@@ -127,11 +141,15 @@ def main() -> None:
     }
     if common.has_peer(arguments.peer_python, "torch"):
         sides["torch, dense"] = ("Torch", rows)
+        if common.has_peer(arguments.peer_python, "pytorch_metric_learning"):
+            sides["pytorch-metric-learning"] = ("MetricLearning", rows)
     truth = exact(arguments.rows)
     found = compare_values("multi-similarity", "benchmarks.multi_similarity", sides, truth, arguments)
-    if "torch, dense" in found.times:
-        share = found.times["jaxalign, chunks"].seconds / found.times["torch, dense"].seconds
-        common.print_target("chunks, of the time of torch", share, 1 / 5, "x")
+    for name in [name for name in sides if name not in found.temporary]:
+        share = found.times["jaxalign, chunks"].seconds / found.times[name].seconds
+        common.print_target(f"chunks, of the time of {name}", share, 1 / 5, "x")
+        memory = 100 * found.temporary["jaxalign, chunks"] / found.growth[name]
+        common.print_target(f"chunks, of the memory of {name}", memory, 25, "%")
     with common.Worker("benchmarks.multi_similarity:Jax", rows=16384, chunk=arguments.chunk) as side:
         needed = side.call("temporary_bytes")
     common.print_target("temporaries at 16,384 rows", needed / 2**30, 4, "GiB")
