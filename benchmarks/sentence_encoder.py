@@ -1,10 +1,9 @@
-"""Sentence embeddings of all-MiniLM-L6-v2: sentences a second here and with transformers.
+"""Sentence embeddings of all-MiniLM-L6-v2: sentences a second here, with transformers and with sentence-transformers.
 
-Both sides embed the same sentences (of this repository's documentation, again and again until there are enough): token
+All sides embed the same sentences (of this repository's documentation, again and again until there are enough): token
 ids, the encoder, the mean over each sentence's tokens, unit vectors: what sentence-transformers computes. The other
-side sorts by length and pads each batch to its longest sentence, as sentence-transformers does; ours pads to a few
-lengths. First the embeddings of 100 sentences are compared, then both are timed in turns. Loading and compilation are
-not part of the times.
+sides sort by length and pad each batch to its longest sentence; ours pads to a few lengths. First the embeddings of 100
+sentences are compared, then all are timed in turns. Loading and compilation are not part of the times.
 """
 
 import itertools
@@ -81,6 +80,24 @@ class Transformers:
             np.save(path, out)
 
 
+class SentenceTransformers:
+    def __init__(self, folder: str):
+        from sentence_transformers import SentenceTransformer
+
+        self._model = SentenceTransformer(folder, device="cpu")
+
+    def embed(self, count: int, rows: int, path: str | None = None) -> None:
+        out = self._model.encode(sentences(count), batch_size=rows, normalize_embeddings=True, show_progress_bar=False)
+        if path is not None:
+            np.save(path, out)
+
+
+PEERS = {
+    "transformers": ("Transformers", "transformers"),
+    "sentence-transformers": ("SentenceTransformers", "sentence_transformers"),
+}
+
+
 def main() -> None:
     parser = common.parser(__doc__, rounds=3)
     parser.add_argument("--count", type=int, default=1024, help="sentences (default %(default)s)")
@@ -92,33 +109,33 @@ def main() -> None:
     given = {
         "jaxalign": dict(batch_tokens=arguments.batch_tokens),
         "jaxalign bfloat16": dict(batch_tokens=arguments.batch_tokens),
-        "transformers": dict(rows=arguments.rows),
+        **{name: dict(rows=arguments.rows) for name in PEERS},
     }
     workers = {
         "jaxalign": common.Worker("benchmarks.sentence_encoder:Jaxalign", **options),
         "jaxalign bfloat16": common.Worker("benchmarks.sentence_encoder:Jaxalign", dtype="bfloat16", **options),
     }
     try:
-        if common.has_peer(arguments.peer_python, "torch", "transformers"):
-            workers["transformers"] = common.Worker(
-                "benchmarks.sentence_encoder:Transformers",
-                python=arguments.peer_python,
-                folder=workers["jaxalign"].call("folder"),
-                **options,
-            )
+        folder = workers["jaxalign"].call("folder")
+        for name, (side, package) in PEERS.items():
+            if common.has_peer(arguments.peer_python, "torch", package):
+                workers[name] = common.Worker(
+                    f"benchmarks.sentence_encoder:{side}", python=arguments.peer_python, folder=folder, **options
+                )
         with tempfile.TemporaryDirectory() as folder:
             found = {}
             for name, worker in workers.items():
                 path = str(Path(folder) / f"{name}.npy")
                 worker.call("embed", count=100, path=path, **given[name])
                 found[name] = np.load(path)
-        for name, embeddings in found.items():
-            if name != "transformers" and "transformers" in found:
-                print(
-                    f"  {name}: 100 embeddings, largest difference {abs(embeddings - found['transformers']).max():.1e}"
-                )
-        if "transformers" in found and abs(found["jaxalign"] - found["transformers"]).max() > TOLERANCE:
-            raise SystemExit(f"the embeddings differ by more than {TOLERANCE:g}; times would mean nothing")
+        for peer in PEERS:
+            if peer not in found:
+                continue
+            apart = {name: abs(some - found[peer]).max() for name, some in found.items() if name not in PEERS}
+            for name, difference in apart.items():
+                print(f"  {name}: 100 embeddings, largest difference from {peer} {difference:.1e}")
+            if apart["jaxalign"] > TOLERANCE:
+                raise SystemExit(f"the embeddings differ by more than {TOLERANCE:g}; times would mean nothing")
         for name, worker in workers.items():  # the warm-up
             worker.call("embed", count=arguments.count, **given[name])
         sides = {
@@ -131,10 +148,10 @@ def main() -> None:
             (*common.TIMING, "sentences/s"),
             [common.timing_row(name, summary, f"{rates[name]:.0f}") for name, summary in summaries.items()],
         )
-        if "transformers" in rates:
-            common.print_target(
-                "float32 against transformers", rates["jaxalign"] / rates["transformers"], 1.5, "x", at_most=False
-            )
+        for peer in PEERS:
+            if peer in rates:
+                ratio = rates["jaxalign"] / rates[peer]
+                common.print_target(f"float32 against {peer}", ratio, 1.5, "x", at_most=False)
     finally:
         for worker in workers.values():
             worker.close()
