@@ -34,7 +34,14 @@ from jaxalign.errors import UserError, user_message
 
 
 def on_unsolved(runs: Sequence[Run], judges: Sequence[Run]) -> list[Run]:
-    """The runs as seen on the questions that score 0 in the `judges` of their seeds."""
+    """The runs as seen on the questions that score 0 in the `judges` of their seeds.
+
+    Raises UserError: the metric has no scores by question, or nothing is unsolved.
+    """
+    if any(run.scores is None for run in (*runs, *judges)):
+        raise UserError("config.expectations: unsolved_by needs a metric with scores by question (an evaluation)")
+    if any(all(judge.scores) for judge in judges):
+        raise UserError("config.expectations: the arm of unsolved_by solves every question; name a weaker one")
     chosen = [np.flatnonzero(np.equal(judge.scores, 0)) for judge in judges]
     scores = [np.asarray(run.scores)[index] for run, index in zip(runs, chosen, strict=True)]
     same = all(np.array_equal(index, chosen[0]) for index in chosen)  # else no average over seeds by question
@@ -181,7 +188,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         claim = claim_of(arguments, overrides)
         workdir = Path(arguments.workdir or f"runs/compare/{claim.name}")
         print(f"{claim.name}: {len(claim.arms)} arms x {len(claim.seeds)} seed(s) in {workdir}", flush=True)
-        told = [text for text in argv if not text.startswith("--workdir")]  # where it was run changes nothing
+        # Where it was run changes nothing.
+        told = [text for text in argv if not text.startswith("--workdir") and text != arguments.workdir]
         record = compare(claim, workdir, shlex.join(["python", "-m", "experiments.compare", *told]))
         for path in filter(None, (workdir / "comparison.json", arguments.record)):
             Path(path).parent.mkdir(parents=True, exist_ok=True)

@@ -4,6 +4,7 @@ An experiment says what its first weights are, what a batch is, what a step does
 `train`: a run resumes or begins, keeps its position in the data, times its steps and fills the table of its report.
 """
 
+import abc
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -20,7 +21,7 @@ from jaxalign.training.state import TrainState
 Order = Batches | Mapping[str, Batches]
 
 
-class Evaluation:
+class Evaluation(abc.ABC):
     """Something that is measured on held-out examples.
 
     Attributes: doing: what is printed while it is measured before and after training; "" prints nothing.
@@ -28,9 +29,9 @@ class Evaluation:
 
     doing = ""
 
+    @abc.abstractmethod
     def values(self, params: Any) -> dict[str, np.ndarray]:
         """Of every query, by the name of what is measured; their means are logged as `eval/<name>`."""
-        raise NotImplementedError
 
     def title(self, name: str) -> tuple[str, str | None]:
         """How the values of that name are called in the table of the run, and their unit (None: rates)."""

@@ -6,7 +6,7 @@ user's process has.
 Nearly all of the suite's time goes into compiling programs that run for milliseconds, so they are compiled with little
 optimisation, and loops by the older of XLA's two emitters, which needs less than half the time. Tests of what the
 compiler makes (memory, collectives) are marked `optimised`: they see all optimisations, if not the newer emitter. With
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment all tests run what a user's process runs, for twice the time.
+JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment all tests run what a user's process runs, and take longer.
 """
 
 import contextlib

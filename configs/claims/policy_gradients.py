@@ -19,7 +19,7 @@ METRIC = "held-out solve rate, greedy, 4 new tokens"
 COMMON = (
     *TASK,
     "warm_start.steps=0",
-    "rl.epochs=2",
+    f"rl.epochs={EPOCHS}",
     "rl.batches_per_epoch=1",
     "rl.report_kl_prompts=0",
     "optimizer.learning_rate=1e-4",

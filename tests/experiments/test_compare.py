@@ -75,6 +75,10 @@ def test_an_expectation_may_be_about_unsolved_questions_alone():
     found = compare.judge(expected, arms | {"start": [*start[:2], Run(0.5, [1, 0, 0, 1])]})
     assert found["by_seed"] == [0.5, 0.5, 0.0]
     assert found["interval"].startswith("Student")
+    with pytest.raises(UserError, match="solves every question"):
+        compare.judge(expected, arms | {"start": [Run(1.0, [1, 1, 1, 1])] * 3})
+    with pytest.raises(UserError, match="needs a metric with scores by question"):
+        compare.judge(expected, arms | {"start": [Run(1.0, None)] * 3})
 
 
 @pytest.mark.parametrize(
