@@ -35,7 +35,8 @@ class Worker:
         self._process = subprocess.Popen(
             [python, "-m", "benchmarks.worker", target, json.dumps(options)],
             cwd=ROOT,
-            env=os.environ | dict(environment or {}),
+            # On a GPU the sides share its memory, so none takes more than it needs.
+            env=os.environ | {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"} | dict(environment or {}),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -75,6 +76,13 @@ class Worker:
 
     def call(self, method: str, **arguments) -> Any:
         return self.timed(method, **arguments).value
+
+
+def torch_device() -> str:
+    """Where the torch sides compute: on the GPU if there is one, as JAX does."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _busy_seconds() -> float:
@@ -148,8 +156,10 @@ def has_peer(python: str, *packages: str) -> bool:
 
 
 def print_machine() -> None:
-    """CPU, cores and the versions of what runs here, for the record."""
+    """CPU, cores, GPU and the versions of what runs here, for the record."""
     from importlib import metadata
+
+    import jax
 
     model = platform.processor() or platform.machine()
     if os.path.exists("/proc/cpuinfo"):
@@ -157,6 +167,8 @@ def print_machine() -> None:
         model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
         flags = next((line.split(":")[1].split() for line in lines if line.startswith("flags")), [])
         model += "".join(f", {flag}" for flag in ("avx512f", "avx512_bf16", "amx_bf16") if flag in flags)
+    if jax.default_backend() != "cpu":
+        model += f"; {jax.device_count()} x {jax.devices()[0].device_kind}"
     versions = ", ".join(f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib", "flax", "optax"))
     print(f"  {model}; {os.cpu_count()} cores; Python {platform.python_version()}; {versions}")
 

@@ -46,15 +46,16 @@ class Transformers:
         import torch
         from transformers import AutoModelForCausalLM
 
+        self._device = common.torch_device()
         self._models = {
-            dtype: AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+            dtype: AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval().to(self._device)
             for dtype in ("float32", "bfloat16")
         }
 
     def generate(self, prompts: list[list[int]], dtype: str) -> list[list[int]]:
         import torch
 
-        ids = torch.tensor(prompts)
+        ids = torch.tensor(prompts, device=self._device)
         with torch.inference_mode():
             out = self._models[dtype].generate(
                 ids,

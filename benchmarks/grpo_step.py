@@ -108,7 +108,7 @@ class Trl:
             temperature=1.0,
             save_strategy="no",
             report_to=[],
-            use_cpu=True,
+            use_cpu=common.torch_device() == "cpu",
             bf16=self._form == "bfloat16",
             gradient_checkpointing=False,
             disable_tqdm=True,

@@ -72,7 +72,8 @@ class Trl:
     def __init__(self, form: str, dtype: str, tokens: int):
         import torch
 
-        arrays = {name: torch.from_numpy(value) for name, value in problem(tokens).items()}
+        device = common.torch_device()
+        arrays = {name: torch.from_numpy(value).to(device) for name, value in problem(tokens).items()}
         self._hidden = arrays["hidden"].to(getattr(torch, dtype)).requires_grad_()
         self._head = arrays["head"].to(getattr(torch, dtype)).requires_grad_()
         self._ids, self._weights, self._form = arrays["ids"].long(), arrays["weights"], form
@@ -92,12 +93,13 @@ class Trl:
         self._hidden.grad = self._head.grad = None
         log_probs, entropy = self._score()
         ((self._weights * log_probs.float()).sum() + ENTROPY_WEIGHT * entropy.float().sum()).backward()
+        self._head.grad[0, 0].item()  # waits for a GPU
 
     def save(self, path: str) -> None:
         self.run()
         log_probs, entropy = self._score()
         values = dict(log_probs=log_probs, entropy=entropy, d_hidden=self._hidden.grad, d_head=self._head.grad)
-        np.savez(path, **{name: value.detach().float().numpy() for name, value in values.items()})
+        np.savez(path, **{name: value.detach().float().cpu().numpy() for name, value in values.items()})
 
 
 def exact(tokens: int) -> dict[str, np.ndarray]:

@@ -70,14 +70,15 @@ class Torch:
         from transformers import AutoModelForCausalLM
 
         dtype = torch.bfloat16 if form == "bfloat16" else torch.float32
-        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).train()
+        self._device = common.torch_device()
+        self._model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).train().to(self._device)
         self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=1e-5, weight_decay=0.0)
-        self._ids, self._form = torch.from_numpy(tokens()).long(), form
+        self._ids, self._form = torch.from_numpy(tokens()).long().to(self._device), form
 
     def run(self) -> float:
         import torch
 
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._form == "autocast"):
+        with torch.autocast(self._device, dtype=torch.bfloat16, enabled=self._form == "autocast"):
             logits = self._model(input_ids=self._ids[:, :-1], use_cache=False).logits
         loss = torch.nn.functional.cross_entropy(
             logits.float().reshape(-1, logits.shape[-1]), self._ids[:, 1:].reshape(-1)

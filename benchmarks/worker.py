@@ -16,16 +16,19 @@ import traceback
 
 
 class Memory:
-    """Peak resident memory between two calls (Linux: the kernel's high-water mark, which can be reset)."""
+    """Peak memory between two calls: of the process, or of the GPU where the side computes on one."""
 
     def memory_start(self) -> None:
-        with open("/proc/self/clear_refs", "w") as file:
-            file.write("5")
-        self._before = self._status("VmRSS")
+        self._before = self._reset()
 
     def memory_growth(self) -> int:
-        """Bytes by which the peak since `memory_start` lies above what was resident then."""
-        return self._status("VmHWM") - self._before
+        """Bytes by which the peak since `memory_start` lies above what was in use then."""
+        return self.memory_peak() - self._before
+
+    def _reset(self) -> int:
+        with open("/proc/self/clear_refs", "w") as file:  # Linux: the kernel's high-water mark
+            file.write("5")
+        return self._status("VmRSS")
 
     def memory_peak(self) -> int:
         """Bytes of the peak since `memory_start`, or since the process began."""
@@ -34,6 +37,43 @@ class Memory:
     def _status(self, field: str) -> int:
         with open("/proc/self/status") as file:
             return next(int(line.split()[1]) * 1024 for line in file if line.startswith(field))
+
+
+class TorchGpuMemory(Memory):
+    def _reset(self) -> int:
+        import torch
+
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated()
+
+    def memory_peak(self) -> int:
+        import torch
+
+        return torch.cuda.max_memory_allocated()
+
+
+class JaxGpuMemory(Memory):
+    """JAX cannot reset the peak: what is said is the peak since the process began, never too little."""
+
+    def _reset(self) -> int:
+        return self._statistics()["bytes_in_use"]
+
+    def memory_peak(self) -> int:
+        return self._statistics()["peak_bytes_in_use"]
+
+    def _statistics(self) -> dict:
+        import jax
+
+        return jax.local_devices()[0].memory_stats()
+
+
+def memory() -> Memory:
+    """For what the side has imported by now."""
+    if "jax" in sys.modules:
+        return Memory() if sys.modules["jax"].default_backend() == "cpu" else JaxGpuMemory()
+    if "torch" in sys.modules and sys.modules["torch"].cuda.is_available():
+        return TorchGpuMemory()
+    return Memory()
 
 
 def claim_priority() -> None:
@@ -52,7 +92,8 @@ def main() -> None:
     if options.pop("priority", False):
         claim_priority()
     try:
-        sides = [getattr(importlib.import_module(module), name)(**options), Memory()]
+        sides = [getattr(importlib.import_module(module), name)(**options)]
+        sides.append(memory())
         answers.write(json.dumps({"value": "ready"}) + "\n")
     except Exception:
         answers.write(json.dumps({"error": traceback.format_exc()}) + "\n")

@@ -35,6 +35,14 @@ def platform() -> str:
     return jax.default_backend() if device is None else device.platform
 
 
+def compute_capability() -> tuple[int, int] | None:
+    """That of the NVIDIA GPU at hand, e.g. (9, 0); None without one."""
+    if platform() != "gpu" or jax.default_backend() != "gpu":
+        return None
+    major, _, minor = str(getattr(jax.local_devices()[0], "compute_capability", "")).partition(".")
+    return (int(major), int(minor)) if major.isdigit() and minor.isdigit() else None
+
+
 def under_mesh_of(tree: Any):
     """A context in which programs are traced for the mesh that the arrays (or shapes) of `tree` lie on, if any."""
     shardings = (getattr(leaf, "sharding", None) for leaf in jax.tree.leaves(tree))

@@ -7,6 +7,9 @@ Nearly all of the suite's time goes into compiling programs that run for millise
 optimisation, and loops by the older of XLA's two emitters, which needs less than half the time. Tests of what the
 compiler makes (memory, collectives) are marked `optimised`: they see all optimisations, if not the newer emitter. With
 JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment all tests run what a user's process runs, and take longer.
+
+With JAXALIGN_TEST_PLATFORM=cuda tests run on the GPU at hand, with exact float32 products; what needs several devices
+skips, and so does without a GPU what needs one.
 """
 
 import contextlib
@@ -14,7 +17,11 @@ import ctypes
 import gc
 import os
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # read when jax is imported
+os.environ["JAX_PLATFORMS"] = os.environ.get("JAXALIGN_TEST_PLATFORM", "cpu")  # read when jax is imported
+if os.environ["JAX_PLATFORMS"] != "cpu":
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "0")
+    os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # for the processes beside this one
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
     os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
 

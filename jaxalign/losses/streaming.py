@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from jaxalign.products import product_precision
+
 # Stands for -inf: exp of it is 0, and 0 times it is 0 where 0 * -inf would be NaN.
 _FLOOR = -1e30
 
@@ -28,6 +30,10 @@ class Plan(NamedTuple):
     softcap: float | None
     compute_dtype: jnp.dtype
     sum_dtype: jnp.dtype
+
+    def product(self, a, b, axes):
+        precision = product_precision(self.compute_dtype)
+        return lax.dot_general(a, b, axes, precision=precision, preferred_element_type=self.sum_dtype)
 
 
 def _blocks(plan: Plan, head: jax.Array) -> jax.Array:
@@ -49,7 +55,7 @@ def _logits(
     plan: Plan, vocabulary: int, hidden: jax.Array, rows: jax.Array, j: jax.Array, sharpness
 ) -> tuple[jax.Array, jax.Array | None]:
     """z [block, tokens...] of block j, and the derivative of the cap (None without a cap)."""
-    z = lax.dot_general(rows, hidden, (((1,), (hidden.ndim - 1,)), ((), ())), preferred_element_type=plan.sum_dtype)
+    z = plan.product(rows, hidden, (((1,), (hidden.ndim - 1,)), ((), ())))
     slope = None
     if plan.softcap is not None:
         unit = jnp.tanh(z / plan.softcap)
@@ -70,7 +76,7 @@ def _mixed_rows(plan: Plan, rows: jax.Array, dz: jax.Array) -> jax.Array:
     block = rows.shape[0]
     halves = (2, block // 2) if block % 2 == 0 else (1, block)
     rows, dz = (x.reshape(*halves, *x.shape[1:]) for x in (rows, dz))
-    return lax.dot_general(rows, dz, (((0, 1), (0, 1)), ((), ())), preferred_element_type=plan.sum_dtype)
+    return plan.product(rows, dz, (((0, 1), (0, 1)), ((), ())))
 
 
 def _is_id(plan: Plan, ids: jax.Array, j: jax.Array, block: int) -> jax.Array:
@@ -160,9 +166,8 @@ def _backward(plan, saved, cotangents):
             dz = dz + jnp.where(_is_id(plan, chunk_ids, j, block), g_log_prob, 0)
             dz = dz * sharpness
             dz = (dz if slope is None else dz * slope).astype(plan.compute_dtype)
-            product = functools.partial(lax.dot_general, preferred_element_type=plan.sum_dtype)
             d_hidden = d_hidden + _mixed_rows(plan, rows, dz)
-            d_rows = product(dz, h, ((tuple(t + 1 for t in tokens), tokens), ((), ())))
+            d_rows = plan.product(dz, h, ((tuple(t + 1 for t in tokens), tokens), ((), ())))
             if plan.num_chunks > 1:
                 d_rows = d_rows + lax.dynamic_index_in_dim(d_table, j, 1, False)
             return d_hidden, lax.dynamic_update_index_in_dim(d_table, d_rows.astype(d_table.dtype), j, 1)

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxalign.models.layers import Precision
+from jaxalign.placement import compute_capability
 
 
 def visibility(segments, parents=None, *, positions=None, window: int | None = None):
@@ -28,6 +29,23 @@ def visibility(segments, parents=None, *, positions=None, window: int | None = N
     if window is not None:
         visible &= positions[:, :, None] - positions[:, None, :] < window
     return visible | jnp.eye(length, dtype=bool)
+
+
+def cudnn_obstacle(head_dim: int, length: int, precision: Precision) -> str | None:
+    """What keeps the fused kernel of NVIDIA GPUs from rows of `length` tokens, with the remedy; None: nothing."""
+    capability = compute_capability()
+    if capability is None:
+        return "it is a kernel of NVIDIA GPUs and there is none; use 'auto'"
+    if capability < (8, 0):
+        return f"it needs compute capability 8.0 and this GPU has {capability[0]}.{capability[1]}; use 'auto'"
+    if not precision.compute == precision.activation in ("bfloat16", "float16"):
+        return f"it needs half precision and products are in {precision.compute}; use 'auto', or bfloat16"
+    largest = 256 if capability >= (9, 0) else 128
+    if head_dim % 8 or head_dim > largest:
+        return f"heads of {head_dim} dimensions are no multiple of 8 up to {largest}; use 'auto'"
+    if length % 2:
+        return f"rows have an odd number of tokens, {length}; use 'auto'"
+    return None
 
 
 def attention(query, key, value, visible, *, scale: float, precision: Precision, implementation: str = "xla"):
@@ -53,7 +71,7 @@ _COLLECT = ((1, 3), (2, 3)), ((0, 2), (0, 1))  # [B, T, KV, R, d] . [B, KV, T, R
 
 def _product(a, b, axes, precision: Precision):
     a, b = a.astype(precision.compute), b.astype(precision.compute)
-    return jax.lax.dot_general(a, b, axes, preferred_element_type=jnp.float32)
+    return jax.lax.dot_general(a, b, axes, precision=precision.products, preferred_element_type=jnp.float32)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -105,7 +123,8 @@ def cached_attention(query, key, value, visible, *, scale: float, precision: Pre
     batch, _, heads, head_dim = query.shape
     key, value = _from_cache(key, precision), _from_cache(value, precision)
     query = query.astype(precision.compute).reshape(batch, key.shape[1], -1, head_dim)
-    scores = jnp.einsum("bkrd,bksd->bkrs", query, key, preferred_element_type=jnp.float32) * scale
+    product = functools.partial(jnp.einsum, precision=precision.products, preferred_element_type=jnp.float32)
+    scores = product("bkrd,bksd->bkrs", query, key) * scale
     weights = jax.nn.softmax(jnp.where(visible[:, None, None], scores, -jnp.inf)).astype(precision.compute)
-    out = jnp.einsum("bkrs,bksd->bkrd", weights, value, preferred_element_type=jnp.float32)
+    out = product("bkrs,bksd->bkrd", weights, value)
     return out.reshape(batch, 1, heads, head_dim).astype(precision.activation)

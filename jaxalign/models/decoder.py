@@ -13,11 +13,11 @@ import jax.numpy as jnp
 from flax import nnx
 
 from jaxalign.errors import UserError
-from jaxalign.models.attention import attention, cached_attention, to_cache, visibility
+from jaxalign.models.attention import attention, cached_attention, cudnn_obstacle, to_cache, visibility
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.layers import AdaptedKernel, Block, Precision, RMSNorm, default_precision, rope_turns
 from jaxalign.models.tpu_attention import MIN_LENGTH, flash_attention, flash_obstacle
-from jaxalign.placement import platform, spread_looked_up, spread_rows
+from jaxalign.placement import spread_looked_up, spread_rows
 
 REMAT_POLICIES = {
     "none": None,  # keep everything
@@ -62,9 +62,9 @@ def _definition(config: DecoderConfig, precision: Precision):
 class Decoder:
     """Static and hashable. `remat` is a key of REMAT_POLICIES; `attention` is one of ATTENTION.
 
-    "auto" takes what serves at hand: "cudnn" in half precision on a GPU; on a single TPU device "flash_tpu" for rows of
-    1024 tokens or more that it serves (see `flash_obstacle`); else "xla". Asked for by name where it cannot serve,
-    "flash_tpu" raises UserError.
+    "auto" takes what serves at hand: "cudnn" in half precision on NVIDIA GPUs (see `cudnn_obstacle`); on a single TPU
+    device "flash_tpu" for rows of 1024 tokens or more that it serves (see `flash_obstacle`); else "xla". A kernel asked
+    for by name where it cannot serve raises UserError.
     """
 
     config: DecoderConfig
@@ -88,15 +88,18 @@ class Decoder:
         return Precision(self.compute_dtype, self.activation_dtype)
 
     def _attention_implementation(self, length: int, parents) -> str:
-        if self.attention in ("xla", "cudnn"):
+        obstacles = {
+            "flash_tpu": flash_obstacle(self.config, length, parents),
+            "cudnn": cudnn_obstacle(self.config.head_dim, length, self.precision),
+            "xla": None,
+        }
+        if self.attention != "auto":
+            if obstacles[self.attention] is not None:
+                raise UserError(f"model.attention={self.attention!r} cannot serve: {obstacles[self.attention]}")
             return self.attention
-        obstacle = flash_obstacle(self.config, length, parents)
-        if self.attention == "flash_tpu" and obstacle is not None:
-            raise UserError(f"model.attention='flash_tpu' cannot serve: {obstacle}")
-        if self.attention == "flash_tpu" or (obstacle is None and length >= MIN_LENGTH):
-            return "flash_tpu"
-        fused = platform() == "gpu" and self.precision.activation in ("bfloat16", "float16")
-        return "cudnn" if fused else "xla"
+        if length < MIN_LENGTH:
+            del obstacles["flash_tpu"]  # dense scores are small there
+        return next(name for name, obstacle in obstacles.items() if obstacle is None)
 
     def init(self, key) -> dict:
         """Random float32 parameters; use under `jax.jit` with `out_shardings` to be born sharded."""
@@ -233,4 +236,5 @@ class Decoder:
     def decode_logits(self, decode_params, hidden):
         """float32 logits [B, V] of hidden [B, D]."""
         head = decode_params["head"]
-        return jnp.einsum("bd,vd->bv", hidden.astype(head.dtype), head, preferred_element_type=jnp.float32)
+        product = functools.partial(jnp.einsum, precision=self.precision.products, preferred_element_type=jnp.float32)
+        return product("bd,vd->bv", hidden.astype(head.dtype), head)

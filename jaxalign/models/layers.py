@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxalign import placement
 from jaxalign.models.config import DecoderConfig
+from jaxalign.products import product_precision
 
 
 class Precision(NamedTuple):
@@ -23,6 +24,11 @@ class Precision(NamedTuple):
 
     compute: str
     activation: str
+
+    @property
+    def products(self) -> jax.lax.Precision | None:
+        """The `precision` argument of products."""
+        return product_precision(self.compute)
 
 
 def default_precision(compute: str, platform: str | None = None) -> Precision:
@@ -39,9 +45,8 @@ def matmul(x, kernel, precision: Precision):
     would not do (it would multiply in float32 at a third of the speed); the kernel's gradient is accumulated and
     returned in float32.
     """
-    return jnp.matmul(
-        x.astype(precision.compute), kernel.astype(precision.compute), preferred_element_type=precision.activation
-    )
+    x, kernel = x.astype(precision.compute), kernel.astype(precision.compute)
+    return jnp.matmul(x, kernel, precision=precision.products, preferred_element_type=precision.activation)
 
 
 def _matmul_forward(x, kernel, precision):
@@ -53,11 +58,11 @@ def _matmul_backward(precision, residuals, cotangent):
     x, kernel, like = residuals
     cotangent = cotangent.astype(precision.compute)
     contract_out = (((cotangent.ndim - 1,), (1,)), ((), ()))
-    d_x = jax.lax.dot_general(
-        cotangent, kernel.astype(precision.compute), contract_out, preferred_element_type=precision.activation
-    )
+    product = functools.partial(jax.lax.dot_general, precision=precision.products)
+    kernel_compute = kernel.astype(precision.compute)
+    d_x = product(cotangent, kernel_compute, contract_out, preferred_element_type=precision.activation)
     rows = tuple(range(x.ndim - 1))
-    d_kernel = jax.lax.dot_general(x, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
+    d_kernel = product(x, cotangent, ((rows, rows), ((), ())), preferred_element_type=jnp.float32)
     return d_x.astype(like.dtype), d_kernel.astype(kernel.dtype)
 
 
@@ -106,7 +111,7 @@ def adapted_matmul(x, kernel, a, b, scale, precision: Precision):
 def _adapted_matmul_forward(x, kernel, a, b, scale, precision):
     changed = _changed(kernel, a, b, scale).astype(precision.compute)
     x_compute = x.astype(precision.compute)
-    y = jnp.matmul(x_compute, changed, preferred_element_type=precision.activation)
+    y = jnp.matmul(x_compute, changed, precision=precision.products, preferred_element_type=precision.activation)
     return y, (x_compute, changed, kernel, a, b, jnp.empty((0,), x.dtype))
 
 
@@ -115,15 +120,16 @@ def _adapted_matmul_backward(scale, precision, residuals, cotangent):
     cotangent = cotangent.astype(precision.compute)
     rows = tuple(range(x.ndim - 1))
     over_out, over_rows = (((cotangent.ndim - 1,), (1,)), ((), ())), ((rows, rows), ((), ()))
-    d_x = jax.lax.dot_general(cotangent, changed, over_out, preferred_element_type=precision.activation)
+    product = functools.partial(jax.lax.dot_general, precision=precision.products)
+    d_x = product(cotangent, changed, over_out, preferred_element_type=precision.activation)
 
     def narrow(left, right, axes):
-        return jax.lax.dot_general(left, right, axes, preferred_element_type=jnp.float32) * scale
+        return product(left, right, axes, preferred_element_type=jnp.float32) * scale
 
     low = narrow(x, a.T.astype(precision.compute), over_out).astype(precision.compute)
     d_low = narrow(cotangent, b.astype(precision.compute), over_out).astype(precision.compute)
-    d_a = jax.lax.dot_general(x, d_low, over_rows, preferred_element_type=jnp.float32)
-    d_b = jax.lax.dot_general(low, cotangent, over_rows, preferred_element_type=jnp.float32)
+    d_a = product(x, d_low, over_rows, preferred_element_type=jnp.float32)
+    d_b = product(low, cotangent, over_rows, preferred_element_type=jnp.float32)
     return d_x.astype(like.dtype), jnp.zeros_like(kernel), d_a.astype(a.dtype), d_b.astype(b.dtype)
 
 
