@@ -72,6 +72,7 @@ class Transformers:
 def main() -> None:
     parser = common.parser(__doc__, rounds=3)
     parser.add_argument("--rows", type=int, nargs="+", default=[8, 32], help="batch sizes (default 8 32)")
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of the products")
     arguments = parser.parse_args()
     common.print_machine()
     with tempfile.TemporaryDirectory() as folder:
@@ -85,7 +86,7 @@ def main() -> None:
                     folder=folder,
                     priority=arguments.priority,
                 )
-            for dtype in ("float32", "bfloat16"):
+            for dtype in arguments.dtypes:
                 for rows in arguments.rows:
                     compare(workers, dtype, rows, arguments.rounds)
         finally:

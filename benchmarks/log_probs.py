@@ -127,12 +127,13 @@ def exact(tokens: int) -> dict[str, np.ndarray]:
 def main() -> None:
     parser = common.parser(__doc__, rounds=5)
     parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"], help="of the products")
     arguments = parser.parse_args()
     peer = common.has_peer(arguments.peer_python, "torch", "trl")
     common.print_machine()
     print(f"  {arguments.tokens} tokens, width {WIDTH}, vocabulary {VOCABULARY}, forward and backward")
     truth = exact(arguments.tokens)
-    for dtype in ("float32", "bfloat16"):
+    for dtype in arguments.dtypes:
         problem = dict(tokens=arguments.tokens, dtype=dtype)
         sides = {
             "jaxalign": ("Jax", dict(form="streamed", **problem)),

@@ -17,8 +17,9 @@ from jaxalign.losses.streaming import Plan, streamed_log_probs
 from jaxalign.placement import device_count, platform
 
 # Bytes of logits (float32, one block of one chunk) per device, and the tokens that they are made of. On a CPU the
-# passes over the logits run at the speed of the cache that holds them.
-_LOGITS_BYTES = {"cpu": 4 * 2**20}
+# passes over the logits run at the speed of the cache that holds them; a GPU wants large products, and gains little
+# beyond this (see docs/performance.md). TPUs have not been measured.
+_LOGITS_BYTES = {"cpu": 4 * 2**20, "gpu": 64 * 2**20}
 _LOGITS_BYTES_ELSEWHERE = 16 * 2**20
 _CHUNK_TOKENS = 4096
 _SMALLEST_BLOCK = 512
