@@ -238,8 +238,9 @@ CASES: dict[str, Builder] = {
     **contract_cases_embeddings.cases(token_case),
 }
 
-CASES["dpo_lw"] = CASES["raco"]  # the same loss; how its gradients are combined is in tests/gradients
-CASES["ttm"] = CASES["siglip"]  # the same loss; its matchings are in tests/evaluation/test_group_matching.py
+# Methods whose loss is that of another: how DPO-LW combines gradients is in tests/gradients, what test-time matching
+# matches in tests/evaluation/test_group_matching.py.
+SAME_LOSS = {"dpo_lw": "raco", "ttm": "siglip"}
 
 
 @functools.cache
