@@ -52,7 +52,11 @@ _PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "num
 
 
 def environment() -> dict[str, str]:
-    """Versions and machine, for the summary. Starts JAX's backend if nothing has yet."""
+    """Versions and machine, for the summary. Starts JAX's backend if nothing has yet.
+
+    Cores are those that this process may use: sums on a CPU are split over them, and so a run may end elsewhere on
+    another number.
+    """
     import jax
 
     devices = jax.devices()
@@ -60,7 +64,10 @@ def environment() -> dict[str, str]:
     for package in _PACKAGES:
         found[package] = importlib.metadata.version(package)
     found["devices"] = f"{len(devices)} x {devices[0].device_kind}"
-    found["machine"] = f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    found["machine"] = f"{platform.system()} {platform.machine()}, {cores} cores"
+    if os.environ.get("XLA_FLAGS"):
+        found["XLA_FLAGS"] = os.environ["XLA_FLAGS"]
     return found
 
 
