@@ -26,6 +26,9 @@ def float64():
         yield
 
 
+ROWS = 256  # of every problem once it is padded, so that all tests share one compiled program
+
+
 def problem(seed=0, pairs=7, scale=3.0) -> PairLogProbs:
     """One pair does not count, one has an empty completion."""
     random = np.random.default_rng(seed)
@@ -36,20 +39,52 @@ def problem(seed=0, pairs=7, scale=3.0) -> PairLogProbs:
     if pairs > 3:
         mask[2] = 0
         lengths[1, 3] = 0
-    return PairLogProbs(*map(jnp.asarray, (*sums, *references, *lengths, mask)))
+    return PairLogProbs(*sums, *references, *lengths, mask)
 
 
-def extra(name, pairs):
-    return {"offset": jnp.linspace(-0.5, 1.0, len(pairs.mask))} if name == "odpo" else {}
+def offsets(pairs):
+    return np.linspace(-0.5, 1.0, len(pairs.mask))
+
+
+def padded(x):
+    return np.pad(x, (0, ROWS - len(x)))
+
+
+DEFAULTS = tuple((name, ()) for name in PREFERENCE_LOSSES)
 
 
 @functools.cache
-def compiled(name, options):
-    return jax.jit(lambda pairs, arrays: compute(pairs, loss=name, **arrays, **dict(options)))
+def compiled(cases):
+    """Objectives and gradients of all cases (loss, options) in one program, which compiles faster than one of each."""
+
+    def run(pairs, offset):
+        def total(sums, name, options):
+            arrays = {"offset": offset} if name == "odpo" else {}
+            result = compute(pairs._replace(chosen=sums[0], rejected=sums[1]), loss=name, **arrays, **dict(options))
+            return result.total, result
+
+        found = [jax.grad(total, has_aux=True)((pairs.chosen, pairs.rejected), *case) for case in cases]
+        return [(result, gradient) for gradient, result in found]
+
+    return jax.jit(run)
+
+
+def run_all(pairs, cases=DEFAULTS, offset=None):
+    """{loss: (objective, gradients of chosen and rejected)} of any number of pairs."""
+    arguments = PairLogProbs(*map(padded, pairs)), padded(offsets(pairs) if offset is None else offset)
+    results = jax.device_get(compiled(cases)(*arguments))
+    return dict(zip((name for name, _ in cases), results, strict=True))
 
 
 def run(name, pairs, **options):
-    return compiled(name, tuple(options.items()))(pairs, extra(name, pairs))
+    return run_all(pairs, ((name, tuple(options.items())),) if options else DEFAULTS)[name][0]
+
+
+@functools.cache
+def solved(seed, scale, options=None):
+    """`run_all` of a problem, at the losses' own options or at one of `OPTIONS` of each loss that has some there."""
+    cases = tuple((name, tuple(o.items())) for name, o in OPTIONS.items()) if options else DEFAULTS
+    return run_all(problem(seed, scale=scale), cases)
 
 
 # -- the formulas, pair by pair -------------------------------------------------------------------------------------
@@ -140,46 +175,44 @@ def reference(name, pairs, likelihood="token-mean", **given):
 
 
 OPTIONS = {
-    "dpo": [{"beta": 0.5, "label_smoothing": 0.2}],
-    "robust_dpo": [{"label_smoothing": 0.3}],
-    "aot": [{"label_smoothing": 0.2}],
-    "rdpo": [{"length_penalty": 0.5}],
-    "dpop": [{"beta": 0.1, "chosen_penalty": 2.0}],
-    "bco_pair": [{"reward_shift": 0.7}],
-    "exo": [{"label_smoothing": 0.1}],
-    "discopop": [{"temperature": 0.7, "beta": 0.3}],
-    "simpo": [{"label_smoothing": 0.1, "target_margin": 1.5}],
-    "alphapo": [{"power": -0.5}],
-    "slic": [{"target_margin": 4.0}],
-    "orpo": [{"likelihood": "sequence-mean"}],
-    "cpo": [{"likelihood": "sequence-sum"}],
+    "dpo": {"beta": 0.5, "label_smoothing": 0.2},
+    "robust_dpo": {"label_smoothing": 0.3},
+    "aot": {"label_smoothing": 0.2},
+    "rdpo": {"length_penalty": 0.5},
+    "dpop": {"beta": 0.1, "chosen_penalty": 2.0},
+    "bco_pair": {"reward_shift": 0.7},
+    "exo": {"label_smoothing": 0.1},
+    "discopop": {"temperature": 0.7, "beta": 0.3},
+    "simpo": {"label_smoothing": 0.1, "target_margin": 1.5},
+    "alphapo": {"power": -0.5},
+    "slic": {"target_margin": 4.0},
+    "orpo": {"likelihood": "sequence-mean"},
+    "cpo": {"likelihood": "sequence-sum"},
 }
 
 
-@pytest.mark.parametrize(("name", "options"), [(n, o) for n in PREFERENCE_LOSSES for o in [{}, *OPTIONS.get(n, [])]])
-def test_values_are_those_of_the_formulas(name, options):
+@pytest.mark.parametrize(
+    ("name", "given"), [(name, given) for name in PREFERENCE_LOSSES for given in (False, True)[: 1 + (name in OPTIONS)]]
+)
+def test_values_are_those_of_the_formulas(name, given):
+    options = OPTIONS[name] if given else {}
     for seed in range(4):
         for scale in (0.5, 12.0):  # both sides of every kink
-            pairs = problem(seed, scale=scale)
-            np.testing.assert_allclose(
-                value_of(run(name, pairs, **options)), reference(name, pairs, **options), rtol=1e-9
-            )
+            found = value_of(solved(seed, scale, given)[name][0])
+            np.testing.assert_allclose(found, reference(name, problem(seed, scale=scale), **options), rtol=1e-9)
 
 
 @every_loss
 def test_gradients_are_those_of_the_formulas(name):
-    """Central differences of the plain formulas, in every sum of every pair; and margin_sensitivities are they."""
+    """Central differences of the plain formulas, in every sum of every pair."""
     pairs = problem(1, scale=3.0)
-    d_w, d_l = margin_sensitivities(pairs, loss=name, **extra(name, pairs))
+    _, gradients = solved(1, 3.0)[name]
     count = 5.0  # pairs that count
-    for field, sensitivity, sign in (("chosen", d_w, -1), ("rejected", d_l, 1)):
+    for field, gradient in zip(("chosen", "rejected"), gradients, strict=True):
         for i in range(len(pairs.mask)):
-            values = [
-                reference(name, pairs._replace(**{field: getattr(pairs, field).at[i].add(step)}))
-                for step in (1e-5, -1e-5)
-            ]
-            slope = (values[0] - values[1]) / 2e-5
-            np.testing.assert_allclose(sign * sensitivity[i] / count, slope, rtol=1e-5, atol=1e-7)
+            step = 1e-5 * (np.arange(len(pairs.mask)) == i)
+            ends = [reference(name, pairs._replace(**{field: getattr(pairs, field) + h})) for h in (step, -step)]
+            np.testing.assert_allclose(gradient[i] / count, (ends[0] - ends[1]) / 2e-5, rtol=1e-5, atol=1e-7)
 
 
 def test_sensitivities_are_the_closed_forms():
@@ -193,14 +226,21 @@ def test_sensitivities_are_the_closed_forms():
         "ipo": (-2 * (a_w - a_l - 5), -2 * (a_w - a_l - 5)),
         "sppo": (-2 * (a_w - 500), 2 * (a_l + 500)),
     }
+
+    @jax.jit
+    def found(pairs):
+        options = {name: {} for name in (*expected, "simpo")} | {"cpo": {"likelihood": "sequence-sum"}}
+        return {name: margin_sensitivities(pairs, loss=name, **given) for name, given in options.items()}
+
+    found = found(pairs)
     for name, both in expected.items():
-        for actual, wanted in zip(margin_sensitivities(pairs, loss=name), both, strict=True):
+        for actual, wanted in zip(found[name], both, strict=True):
             np.testing.assert_allclose(actual, wanted * counts, rtol=1e-12)
     down = np.vectorize(sig)(-(2 * (s_w / n_w - s_l / np.maximum(n_l, 1)) - 0.5))
-    d_w, d_l = margin_sensitivities(pairs, loss="simpo")
+    d_w, d_l = found["simpo"]
     np.testing.assert_allclose(d_w, counts * 2 * down / n_w, rtol=1e-12)
     np.testing.assert_allclose(d_l, counts * 2 * down / np.maximum(n_l, 1), rtol=1e-12)
-    d_w, d_l = margin_sensitivities(pairs, loss="cpo", likelihood="sequence-sum")
+    d_w, d_l = found["cpo"]
     np.testing.assert_allclose(d_w - d_l, counts, rtol=1e-12)
 
 
@@ -210,25 +250,39 @@ def test_sensitivities_are_the_closed_forms():
 EXTREMES = (-1e4, -30.0, -1e-3, 0.0)
 
 
+@functools.cache
+def at_extremes(dtype):
+    grid = np.array([(w, x, r, q) for w in EXTREMES for x in EXTREMES for r in EXTREMES for q in EXTREMES], dtype).T
+    lengths = np.resize(np.array([0, 1, 3, 100], dtype), (2, ROWS))
+    return run_all(PairLogProbs(*grid, *lengths, np.ones(ROWS, dtype)))
+
+
 @every_loss
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_extreme_inputs_stay_finite(name, dtype):
     """Log-probs of -1e4, zero margins, empty completions, identical pairs; value and gradient."""
-    grid = np.array([(w, x, r, q) for w in EXTREMES for x in EXTREMES for r in EXTREMES for q in EXTREMES], dtype).T
-    lengths = np.resize(np.array([0, 1, 3, 100], dtype), (2, grid.shape[1]))
-    pairs = PairLogProbs(*map(jnp.asarray, (*grid, *lengths, np.ones(grid.shape[1], dtype))))
-
-    def total(sums):
-        return run(name, pairs._replace(chosen=sums[0], rejected=sums[1])).total
-
-    value, gradient = jax.value_and_grad(total)((pairs.chosen, pairs.rejected))
-    assert value.dtype == dtype
-    assert all(np.isfinite(x).all() for x in (value, *gradient))
-    assert all(np.isfinite(total / weight) for total, weight in run(name, pairs).metrics.values())
+    result, gradients = at_extremes(dtype)[name]
+    assert result.total.dtype == dtype
+    assert all(np.isfinite(x).all() for x in (result.total, *gradients))
+    assert all(np.isfinite(total / weight) for total, weight in result.metrics.values())
 
 
-@pytest.mark.parametrize("divergence", ["reverse_kl", "forward_kl", "js", "alpha"])
-@pytest.mark.parametrize("name", ["dpo", "robust_dpo", "dpo_norm", "hinge", "ipo", "ipo_norm", "exo", "discopop"])
+DIVERGENT = ("dpo", "robust_dpo", "dpo_norm", "hinge", "ipo", "ipo_norm", "exo", "discopop")
+
+
+@functools.cache
+def with_divergence(divergence):
+    """`run_all` of a problem and of one far from the reference, with losses of this divergence."""
+    options = (("divergence", divergence), *((("divergence_alpha", 0.3),) if divergence == "alpha" else ()))
+    cases = tuple((name, options) for name in (DIVERGENT if divergence != "reverse_kl" else ["dpo"]))
+    pairs = problem(3)
+    return [run_all(x, cases) for x in (pairs, pairs._replace(chosen=np.full(7, -1e4), rejected=np.full(7, -2.0)))]
+
+
+@pytest.mark.parametrize(
+    ("name", "divergence"),
+    [("dpo", "reverse_kl"), *((name, other) for name in DIVERGENT for other in ("forward_kl", "js", "alpha"))],
+)
 def test_divergences(name, divergence):
     """f-DPO is the same loss of scores in place of log-ratios, and finite where their exponents are not."""
     pairs = problem(3)
@@ -238,19 +292,17 @@ def test_divergences(name, divergence):
         "js": lambda a: a - np.log1p(np.exp(a)),
         "alpha": lambda a: (1 - np.exp(-0.3 * a)) / 0.3,
     }[divergence]
-    options = {"divergence": divergence} | ({"divergence_alpha": 0.3} if divergence == "alpha" else {})
-    zeros = jnp.zeros_like(pairs.chosen)
+    zeros = np.zeros_like(pairs.chosen)
     changed = pairs._replace(
-        chosen=jnp.asarray(scores(np.asarray(pairs.chosen - pairs.reference_chosen))),
-        rejected=jnp.asarray(scores(np.asarray(pairs.rejected - pairs.reference_rejected))),
+        chosen=scores(pairs.chosen - pairs.reference_chosen),
+        rejected=scores(pairs.rejected - pairs.reference_rejected),
         reference_chosen=zeros,
         reference_rejected=zeros,
     )
-    np.testing.assert_allclose(value_of(run(name, pairs, **options)), value_of(run(name, changed)), rtol=1e-10)
-    far = pairs._replace(chosen=jnp.full(7, -1e4), rejected=jnp.full(7, -2.0))
-    result = run(name, far, **options)
-    gradient = jax.grad(lambda x: run(name, far._replace(chosen=x), **options).total)(far.chosen)
-    assert np.isfinite(result.total) and np.isfinite(gradient).all()
+    near, far = with_divergence(divergence)
+    np.testing.assert_allclose(value_of(near[name][0]), value_of(run(name, changed)), rtol=1e-10)
+    result, gradients = far[name]
+    assert np.isfinite(result.total) and np.isfinite(gradients).all()
     if divergence in ("forward_kl", "alpha"):
         assert metric_means(result.metrics)["score_clip_fraction"] == 0.5  # every chosen, no rejected one
 
@@ -276,20 +328,22 @@ def test_the_robust_loss_is_unbiased_under_flips(z):
     """(1 - e) L(z) + e L(-z) = -log sigmoid(z)."""
 
     def at(z, name, **options):
-        zero, one = jnp.zeros(1), jnp.ones(1)
-        return value_of(run(name, PairLogProbs(jnp.full(1, z), zero, zero, zero, one, one, one), beta=1.0, **options))
+        zero, one = np.zeros(1), np.ones(1)
+        return value_of(run(name, PairLogProbs(np.full(1, z), zero, zero, zero, one, one, one), beta=1.0, **options))
 
     mixed = 0.7 * at(z, "robust_dpo", label_smoothing=0.3) + 0.3 * at(-z, "robust_dpo", label_smoothing=0.3)
     np.testing.assert_allclose(mixed, at(z, "dpo"), rtol=1e-12)
 
 
-@pytest.mark.parametrize("name", ["dpo", "hinge", "ipo", "exo", "discopop", "squared", "savage", "odpo", "rdpo", "aot"])
 @hypothesis.settings(max_examples=20)
 @hypothesis.given(shift=st.floats(-50, 50), seed=st.integers(0, 100))
-def test_losses_of_the_difference_ignore_a_common_shift(name, shift, seed):
+def test_losses_of_the_difference_ignore_a_common_shift(shift, seed):
     pairs = problem(seed)
-    moved = pairs._replace(chosen=pairs.chosen + shift, rejected=pairs.rejected + shift)
-    np.testing.assert_allclose(value_of(run(name, moved)), value_of(run(name, pairs)), rtol=1e-9)
+    found = run_all(pairs._replace(chosen=pairs.chosen + shift, rejected=pairs.rejected + shift))
+    expected = run_all(pairs)
+    for name in ("dpo", "hinge", "ipo", "exo", "discopop", "squared", "savage", "odpo", "rdpo", "aot"):
+        totals = found[name][0].total, expected[name][0].total
+        np.testing.assert_allclose(*totals, rtol=1e-9, err_msg=name)
 
 
 @pytest.mark.parametrize("name", ["aot", "aot_unpaired"])
@@ -301,56 +355,56 @@ def test_sorted_losses_of_one_pair_are_cdpo(name):
     )
 
 
-@every_loss
 @hypothesis.settings(max_examples=10)
 @hypothesis.given(seed=st.integers(0, 1000))
-def test_padding_and_order_are_irrelevant(name, seed):
+def test_padding_and_order_are_irrelevant(seed):
     """Pairs of weight 0 enter no sort and no mean, wherever they stand and whatever they hold."""
-    rows = 3
     pairs = problem(seed)
-    kwargs = extra(name, pairs)
-    order = np.random.default_rng(seed).permutation(7 + rows)
+    places = np.random.default_rng(seed).permutation(ROWS)[:7]
 
-    def padded(x, filler):
-        return jnp.concatenate([x, jnp.full(rows, filler)])[order]
+    def scattered(x, filler):
+        x, values = np.full(ROWS, filler), x
+        x[places] = values
+        return x
 
-    grown = PairLogProbs(
-        *(padded(x, np.nan) for x in pairs[:4]), *(padded(x, 1.0) for x in pairs[4:6]), padded(pairs[6], 0)
-    )
-    kwargs = {key: padded(x, np.nan) for key, x in kwargs.items()}
-    result = compiled(name, ())(grown, kwargs)
-    expected = run(name, pairs)
-    np.testing.assert_allclose(result.total, expected.total, rtol=1e-9)
-    assert result.weight == expected.weight
+    grown = PairLogProbs(*map(scattered, pairs, [np.nan] * 4 + [1.0] * 2 + [0.0]))
+    found, expected = run_all(grown, offset=scattered(offsets(pairs), np.nan)), run_all(pairs)
+    for name, (result, _) in expected.items():
+        np.testing.assert_allclose(found[name][0].total, result.total, rtol=1e-9, err_msg=name)
+        assert found[name][0].weight == result.weight
 
 
-@every_loss
-def test_coupling_is_what_the_table_says(name):
+@pytest.mark.parametrize("likelihood", ["token-mean", "sequence-mean"])
+def test_coupling_is_what_the_table_says(likelihood):
     """Halves of the batch add up to the whole exactly where pairs do not interact."""
     pairs = problem(8, pairs=12, scale=10.0)
-    for likelihood in ("token-mean", "sequence-mean"):
-        halves = []
-        for part in (slice(0, 6), slice(6, 12)):
-            arrays = {key: x[part] for key, x in extra(name, pairs).items()}
-            half = jax.tree.map(lambda x, part=part: x[part], pairs)
-            halves.append(compiled(name, (("likelihood", likelihood),))(half, arrays).total)
-        whole = run(name, pairs, likelihood=likelihood).total
-        assert np.isclose(sum(halves), whole, rtol=1e-9) != is_batch_coupled(name, likelihood=likelihood)
+    # Without a likelihood term there is no such option to take: one loss stands for all of them.
+    names = [name for name, row in PREFERENCE_LOSSES.items() if row.likelihood_weight or name in ("dpo", "aot")]
+    cases = tuple((name, (("likelihood", likelihood),)) for name in names)
+    cases = DEFAULTS if likelihood == "token-mean" else cases
+    parts = [
+        run_all(PairLogProbs(*(x[part] for x in pairs)), cases, offset=offsets(pairs)[part])
+        for part in (slice(0, 12), slice(0, 6), slice(6, 12))
+    ]
+    for name, _ in cases:
+        whole, *halves = (part[name][0].total for part in parts)
+        assert np.isclose(sum(halves), whole, rtol=1e-9) != is_batch_coupled(name, likelihood=likelihood), name
 
 
 def test_a_row_uses_lengths_exactly_if_it_says_so():
     pairs = problem(9)
+    other = pairs._replace(chosen_length=pairs.chosen_length + 1, rejected_length=pairs.rejected_length * 2)
+    without = tuple((n, (("likelihood_weight", 0.0),)) for n, row in PREFERENCE_LOSSES.items() if row.likelihood_weight)
+    first, second = (run_all(x) | run_all(x, without) for x in (pairs, other))
     for name, row in PREFERENCE_LOSSES.items():
-        other = pairs._replace(chosen_length=pairs.chosen_length + 1, rejected_length=pairs.rejected_length * 2)
-        values = [value_of(run(name, p, likelihood_weight=0.0)) for p in (pairs, other)]
-        assert (values[0] != values[1]) == row.uses_lengths, name
+        assert (value_of(first[name][0]) != value_of(second[name][0])) == row.uses_lengths, name
 
 
 def test_weights_of_pairs_do_not_enter_the_divisor():
     pairs = problem(10)
-    weights = jnp.arange(7.0)
-    single = [float(compute(jax.tree.map(lambda x, i=i: x[i : i + 1], pairs), loss="dpo").total) for i in range(7)]
-    result = compute(pairs, loss="dpo", weights=weights)
+    weights = np.arange(7.0)
+    single = [run("dpo", PairLogProbs(*(x[i : i + 1] for x in pairs))).total for i in range(7)]
+    result = jax.jit(functools.partial(compute, loss="dpo"))(pairs, weights=weights)
     np.testing.assert_allclose(result.total, np.dot(single, weights), rtol=1e-12)
     assert result.weight == 5
 
@@ -398,6 +452,5 @@ def test_a_missing_reference_is_named():
     pairs = problem()._replace(reference_chosen=None, reference_rejected=None)
     with pytest.raises(ValueError, match="loss 'dpo' needs the log-probs of a reference"):
         compute(pairs)
-    for name, row in PREFERENCE_LOSSES.items():
-        if not row.needs_reference:
-            assert np.isfinite(value_of(compute(pairs, loss=name)))
+    names = [name for name, row in PREFERENCE_LOSSES.items() if not row.needs_reference]
+    assert np.isfinite(jax.jit(lambda pairs: [compute(pairs, loss=name).total for name in names])(pairs)).all()
