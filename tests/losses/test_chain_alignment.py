@@ -115,10 +115,17 @@ def test_rrhf_and_pro_equal_loops(detach_worse):
     scores, feedback, valid = problem()
     rows = list(zip(scores, feedback, valid, strict=True))
     best = sum(best_score(*row) for row in rows)
-    result = double(rrhf_loss, scores, feedback, valid, detach_worse=detach_worse, likelihood_weight=0.5)
-    np.testing.assert_allclose(result.total, sum(rrhf(*row) for row in rows) - 0.5 * best, rtol=1e-12)
-    result = double(pro_loss, scores, feedback, valid, detach_worse=detach_worse, score_temperature=0.5)
-    np.testing.assert_allclose(result.total, sum(pro(*row, 0.5) for row in rows) - best, rtol=1e-12)
+
+    def both(*arguments):
+        options = {"detach_worse": detach_worse}
+        return (
+            rrhf_loss(*arguments, likelihood_weight=0.5, **options).total,
+            pro_loss(*arguments, score_temperature=0.5, **options).total,
+        )
+
+    of_rrhf, of_pro = double(both, scores, feedback, valid)
+    np.testing.assert_allclose(of_rrhf, sum(rrhf(*row) for row in rows) - 0.5 * best, rtol=1e-12)
+    np.testing.assert_allclose(of_pro, sum(pro(*row, 0.5) for row in rows) - best, rtol=1e-12)
 
 
 def test_pro_in_a_strict_order_is_the_likelihood_of_the_order():
@@ -149,13 +156,12 @@ def test_rrhf_of_two_chains_is_the_preference_loss():
 def test_what_each_constraint_moves():
     """Right: 0, 1. Wrong: 2 above the boundary, 3 below it. Less likely right ones are at -1, so B = -1.3."""
     scores, feedback, valid = np.array([[-0.5, -1.0, -1.1, -2.0]]), np.array([[1, 1, 0, 0]]), np.ones((1, N))
-    plain, detached, bounded = (
-        gradient(aft_loss, scores, feedback, valid, constraint=c, beta=BETA)[0] for c in CONSTRAINTS
-    )
+    found = double(all_losses, scores, feedback, valid)
+    plain, detached, bounded = (found[c][1][0] for c in CONSTRAINTS)
     assert (plain[:2] < 0).all() and (plain[2:] > 0).all()
     np.testing.assert_allclose(detached, [*plain[:2], 0, 0], rtol=1e-12)
     assert (bounded[:2] < 0).all() and bounded[2] > 0 > bounded[3]
-    result = double(aft_loss, scores, feedback, valid, constraint="boundary", beta=BETA)
+    result = found["boundary"][0]
     assert result.metrics["below_boundary"] == (1, 2)
     through = gradient(aft_loss, scores, feedback, valid, constraint="boundary", beta=BETA, detach_boundary=False)[0]
     np.testing.assert_allclose(through[[0, 2, 3]], bounded[[0, 2, 3]], rtol=1e-12)
@@ -189,25 +195,37 @@ LOSSES = {
 }
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_without_a_pair_there_is_nothing_to_learn(name):
+def all_losses(scores, *arguments):
+    """{name: (objective, gradient of the scores)}"""
+
+    def total(scores, name):
+        result = LOSSES[name](scores, *arguments)
+        return result.total, result
+
+    found = {name: jax.grad(total, has_aux=True)(scores, name) for name in LOSSES}
+    return {name: (result, slope) for name, (slope, result) in found.items()}
+
+
+def test_without_a_pair_there_is_nothing_to_learn():
     """All right, all wrong, one chain, none; and what stands where there is no chain may be anything."""
     scores = np.array([[-0.5, -1.0], [-2.0, -0.1], [-1.0, np.nan], [np.nan, np.inf]])
     feedback = np.array([[1, 1], [0, 0], [1, np.nan], [0, 1]])
     valid = np.array([[1, 1], [1, 1], [1, 0], [0, 0]])
-    result = double(LOSSES[name], scores, feedback, valid)
-    assert (result.total, result.weight) == (0, 3)
-    assert metric_means(result.metrics)["pairs"] == 0
-    np.testing.assert_array_equal(gradient(LOSSES[name], scores, feedback, valid), 0)
+    for name, (result, slope) in double(all_losses, scores, feedback, valid).items():
+        assert (result.total, result.weight) == (0, 3), name
+        assert metric_means(result.metrics)["pairs"] == 0, name
+        np.testing.assert_array_equal(slope, 0, err_msg=name)
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_a_chain_that_is_not_scorable_is_in_no_pair(name):
+def test_a_chain_that_is_not_scorable_is_in_no_pair():
     scores, valid = np.array([[-1.5, -1.0, -0.2, -0.7]]), np.ones((1, N))
-    found = double(LOSSES[name], scores, np.array([[1, 0, np.nan, 1]]), valid)
-    without = double(LOSSES[name], scores, np.array([[1, 0, 0, 1]]), valid * (np.arange(N) != 2))
-    assert found.total == without.total > 0
-    assert found.metrics == without.metrics
+    given = (np.array([[1, 0, np.nan, 1]]), valid), (np.array([[1.0, 0, 0, 1]]), valid * (np.arange(N) != 2))
+    with jax.enable_x64(True):
+        compiled = jax.jit(all_losses)
+        found, without = (jax.device_get(compiled(scores, *arguments)) for arguments in given)
+    for name in LOSSES:
+        assert found[name][0].total == without[name][0].total > 0, name
+        assert found[name][0].metrics == without[name][0].metrics, name
 
 
 def test_what_is_not_scorable_is_never_imitated_as_the_best():
@@ -217,12 +235,11 @@ def test_what_is_not_scorable_is_never_imitated_as_the_best():
         np.testing.assert_array_equal(found, [[0, -1, 0], [0, 0, 0]])
 
 
-@pytest.mark.parametrize("name", LOSSES)
-def test_far_scores_stay_finite(name):
+def test_far_scores_stay_finite():
     feedback, valid = np.array([[1, 0], [0, 1], [1, 0]]), np.ones((3, 2))
     scores = np.array([[-900.0, -0.1], [-900.0, -0.1], [-900.0, -900.0]], np.float32)
-    value, slope = jax.jit(jax.value_and_grad(lambda s: loss(LOSSES[name](s, feedback, valid))))(scores)
-    assert np.isfinite(value) and np.isfinite(slope).all()
+    for name, (result, slope) in jax.jit(all_losses)(scores, feedback, valid).items():
+        assert np.isfinite(loss(result)) and np.isfinite(slope).all(), name
 
 
 def test_equal_scores_of_one_pair_cost_log_two():

@@ -1,3 +1,5 @@
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,17 @@ def float64():
         yield
 
 
+@functools.cache
+def compiled(**options):
+    return jax.jit(functools.partial(dypo_loss, **options))
+
+
+@functools.cache
+def advantages():
+    found = jax.jit(functools.partial(group_advantages, group_size=K))(REWARDS.reshape(-1))
+    return np.asarray(found).reshape(Q, K)
+
+
 def problem(seed=0):
     """A hard prompt, a mixed one, an easy one, a hard one without teacher, a mixed one with a gap."""
     random = np.random.default_rng(seed)
@@ -25,19 +38,18 @@ def problem(seed=0):
     teacher_lengths = np.array([4, 2, 6, 0, 5])
     log_probs = -random.exponential(size=(Q, K, T))
     return {
-        "log_probs": jnp.array(log_probs),
-        "advantages": group_advantages(REWARDS.reshape(-1), K).reshape(Q, K),
-        "mask": jnp.array(np.arange(T) < lengths[..., None]),
-        "rewards": jnp.array(REWARDS),
-        "teacher_log_probs": jnp.array(-random.exponential(size=(Q, S))),
-        "teacher_mask": jnp.array(np.arange(S) < teacher_lengths[:, None]),
-        "old_log_probs": jnp.array(log_probs + 0.3 * random.normal(size=log_probs.shape)),
-        "reference_log_probs": jnp.array(log_probs + 0.3 * random.normal(size=log_probs.shape)),
+        "log_probs": log_probs,
+        "advantages": advantages(),
+        "mask": np.arange(T) < lengths[..., None],
+        "rewards": REWARDS,
+        "teacher_log_probs": -random.exponential(size=(Q, S)),
+        "teacher_mask": np.arange(S) < teacher_lengths[:, None],
+        "old_log_probs": log_probs + 0.3 * random.normal(size=log_probs.shape),
+        "reference_log_probs": log_probs + 0.3 * random.normal(size=log_probs.shape),
     }
 
 
 def reference(case, *, alpha=0.5, beta=1.0, gamma=1.0, reduction="token-mean", normalise="all"):
-    case = {name: np.asarray(x) for name, x in case.items()}
     taught, mixed = [], []
     for q in range(Q):
         known = [r for r in case["rewards"][q] if not np.isnan(r)]
@@ -72,7 +84,7 @@ def reference(case, *, alpha=0.5, beta=1.0, gamma=1.0, reduction="token-mean", n
 )
 def test_the_loss_is_that_of_the_loops(options):
     names = {"alpha": "group_weight", "gamma": "teacher_weight", "reduction": "teacher_reduction"}
-    actual = dypo_loss(**problem(), **{names.get(name, name): x for name, x in options.items()})
+    actual = compiled(**{names.get(name, name): x for name, x in options.items()})(**problem())
     np.testing.assert_allclose(loss(actual), reference(problem(), **options), rtol=1e-9)
 
 
@@ -83,7 +95,7 @@ def test_every_prompt_has_one_grade():
     np.testing.assert_array_equal(grades.hard + 0 + grades.mid + grades.easy, 1)
     assert not any(x.any() for x in grade(jnp.full((1, 2), jnp.nan)))
     assert bool(grade(jnp.array([[0.5, 0.5]])).mid[0])
-    found = metric_means(dypo_loss(**problem()).metrics)
+    found = metric_means(compiled()(**problem()).metrics)
     np.testing.assert_allclose([found[name] for name in ("hard", "mid", "easy")], [0.4, 0.4, 0.2])
     np.testing.assert_allclose(found["hard_without_teacher"], 0.2)
 
@@ -91,8 +103,8 @@ def test_every_prompt_has_one_grade():
 def test_the_gradient_of_the_alignment_loss():
     random = np.random.default_rng(1)
     log_probs, ref, beta = random.normal(size=(2, K)), random.normal(size=(2, K)), 0.7
-    rewards = jnp.array([[1, 0, 1, 0], [1, 1, 1, 1.0]])
-    found = jax.grad(lambda x: group_alignment_loss(x, ref, rewards, beta)[0].sum())(jnp.array(log_probs))
+    rewards = np.array([[1, 0, 1, 0], [1, 1, 1, 1.0]])
+    found = jax.jit(jax.grad(lambda x: group_alignment_loss(x, ref, rewards, beta)[0].sum()))(log_probs)
     gain = (log_probs - ref)[0]
     expected = np.zeros((2, K))
     for s in (0, 2):
@@ -101,42 +113,46 @@ def test_the_gradient_of_the_alignment_loss():
             expected[0, s] -= push
             expected[0, f] += push
     np.testing.assert_allclose(found, expected, rtol=1e-9)
-    far = group_alignment_loss(jnp.array([[1e4, -1e4]]), jnp.zeros((1, 2)), jnp.array([[0.0, 1]]))[0]
+    far = jax.jit(group_alignment_loss)(np.array([[1e4, -1e4]]), np.zeros((1, 2)), np.array([[0.0, 1]]))[0]
     np.testing.assert_allclose(far, 2e4)
 
 
 def test_at_the_reference_both_parts_pull_the_same_way():
     """GRPO's ascent is sqrt(p (1 - p)) D and GAL's beta / 2 D, D the mean score of right minus that of wrong ones."""
-    rewards, beta, p = jnp.array([[1.0, 0, 0, 0]]), 0.8, 0.25
-    log_probs = jnp.full((1, K, 1), -1.0)
-    advantages = group_advantages(rewards.reshape(-1), K, ddof=0, epsilon=0.0).reshape(1, K)
-    ones, none = jnp.ones((1, K, 1)), jnp.zeros((1, 1))
+    rewards, beta, p = np.array([[1.0, 0, 0, 0]]), 0.8, 0.25
+    log_probs = np.full((1, K, 1), -1.0)
+    ones, none = np.ones((1, K, 1)), np.zeros((1, 1))
 
-    def gradient(alpha):
-        def value(x):
+    @jax.jit
+    def gradients(log_probs):
+        advantages = group_advantages(rewards.reshape(-1), K, ddof=0, epsilon=0.0).reshape(1, K)
+
+        def value(x, alpha):
             objective = dypo_loss(
                 x, advantages, ones, rewards, none, none, reference_log_probs=log_probs, group_weight=alpha, beta=beta
             )
             return -loss(objective)
 
-        return jax.grad(value)(log_probs)[0, :, 0]
+        return [jax.grad(value)(log_probs, alpha)[0, :, 0] for alpha in (1.0, 0.0)]
 
     difference = np.array([1, -1 / 3, -1 / 3, -1 / 3])
-    np.testing.assert_allclose(gradient(1.0), np.sqrt(p * (1 - p)) * difference, rtol=1e-9)
-    np.testing.assert_allclose(gradient(0.0), beta / 2 * difference, rtol=1e-9)
+    of_group, of_pairs = gradients(log_probs)
+    np.testing.assert_allclose(of_group, np.sqrt(p * (1 - p)) * difference, rtol=1e-9)
+    np.testing.assert_allclose(of_pairs, beta / 2 * difference, rtol=1e-9)
 
 
 def test_the_gate_before_the_switch_is_plain_grpo():
     case = problem()
-    closed = loss(dypo_loss(**case, routing=jnp.array(False)))
-    case["rewards"] = case["rewards"].at[0].set(1)  # nobody looks at grades
-    np.testing.assert_allclose(loss(dypo_loss(**case, routing=False)), closed)
-    np.testing.assert_allclose(loss(dypo_loss(**problem(), routing=jnp.array(True))), reference(problem()), rtol=1e-9)
+    closed = loss(compiled()(**case, routing=np.array(False)))
+    changed = case | {"rewards": np.where(np.arange(Q)[:, None] == 0, 1, REWARDS)}  # nobody looks at grades
+    np.testing.assert_allclose(loss(compiled(routing=False)(**changed)), closed)
+    np.testing.assert_allclose(loss(compiled()(**case, routing=np.array(True))), reference(case), rtol=1e-9)
 
 
 def test_easy_prompts_alone_teach_nothing():
-    case = problem() | {"rewards": jnp.ones((Q, K)), "advantages": jnp.zeros((Q, K))}
-    value, gradient = jax.value_and_grad(lambda x: loss(dypo_loss(**case | {"log_probs": x})))(case["log_probs"])
+    case = problem() | {"rewards": np.ones((Q, K)), "advantages": np.zeros((Q, K))}
+    value_and_gradient = jax.value_and_grad(lambda x: loss(dypo_loss(**case | {"log_probs": x})))
+    value, gradient = jax.jit(value_and_gradient)(case["log_probs"])
     assert float(value) == 0
     np.testing.assert_array_equal(gradient, 0)
 
@@ -146,7 +162,7 @@ def test_mistakes_are_named():
     case.pop("reference_log_probs")
     with pytest.raises(ValueError, match="need reference_log_probs"):
         dypo_loss(**case)
-    dypo_loss(**case, group_weight=1.0)
+    jax.eval_shape(functools.partial(dypo_loss, **case, group_weight=1.0))
     with pytest.raises(ValueError, match="group_weight=2"):
         dypo_loss(**case, group_weight=2.0)
     with pytest.raises(ValueError, match="normalise='queue'"):

@@ -1,6 +1,7 @@
+import functools
+
 import hypothesis
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import strategies as st
@@ -18,17 +19,16 @@ def problem(seed=0):
     lengths, answer_lengths = random.integers(1, T + 1, (P, G)), random.integers(1, R + 1, P)
     lengths[0, 1], answer_lengths[2] = 0, 0
     return {
-        "log_probs": jnp.array(-random.exponential(size=(P, G, T))),
-        "mask": jnp.array(np.arange(T) < lengths[..., None]),
-        "reference_answer_log_probs": jnp.array(-random.exponential(size=(P, R))),
-        "reference_answer_mask": jnp.array(np.arange(R) < answer_lengths[:, None]),
+        "log_probs": -random.exponential(size=(P, G, T)),
+        "mask": np.arange(T) < lengths[..., None],
+        "reference_answer_log_probs": -random.exponential(size=(P, R)),
+        "reference_answer_mask": np.arange(R) < answer_lengths[:, None],
         "rewards": random.integers(-1, 2, (P, G)).astype(float),
     }
 
 
 def paper_objective(problem, a, a_y):
     """The three terms as the paper writes them, one prompt after the other."""
-    problem = {name: np.asarray(x) for name, x in problem.items()}
     total = 0
     for p in range(P):
         own = []
@@ -46,15 +46,24 @@ def paper_objective(problem, a, a_y):
 
 def advantages_of(rewards, include_reference, reference_reward=0.0):
     """(A [P, G], A_y [P]) of own rewards and that of the reference answer, which is the last of its group."""
-    rewards = jnp.asarray(rewards)
-    members = jnp.concatenate([rewards, jnp.full((len(rewards), 1), reference_reward)], axis=1)
-    found = reference_advantages(members.reshape(-1), members.shape[1], include_reference=include_reference)
-    found = found.reshape(members.shape)
+    rewards = np.asarray(rewards)
+    members = np.concatenate([rewards, np.full((len(rewards), 1), reference_reward)], axis=1)
+    found = _advantages(members.reshape(-1), members.shape[1], include_reference=include_reference)
+    found = np.asarray(found).reshape(members.shape)
     return found[:, :-1], found[:, -1]
+
+
+_advantages = jax.jit(reference_advantages, static_argnums=1, static_argnames="include_reference")
+_weights = jax.jit(reference_weights, static_argnames="clamp_reference")
 
 
 def arrays(case):
     return {name: x for name, x in case.items() if name != "rewards"}
+
+
+@functools.cache
+def compiled(**options):
+    return jax.jit(functools.partial(grao_loss, **options))
 
 
 @pytest.mark.parametrize("include_reference", [True, False])
@@ -64,8 +73,8 @@ def test_the_collected_weights_are_the_three_terms(include_reference):
             case = problem(seed)
             a, a_y = advantages_of(case["rewards"], include_reference)
             options = {"imitation": BETA, "alignment": LAMBDA, "clamp_reference": False}
-            actual = loss(grao_loss(**arrays(case), advantages=a, reference_advantage=a_y, **options))
-            np.testing.assert_allclose(actual, paper_objective(case, np.asarray(a), np.asarray(a_y)), rtol=1e-9)
+            actual = loss(compiled(**options)(**arrays(case), advantages=a, reference_advantage=a_y))
+            np.testing.assert_allclose(actual, paper_objective(case, a, a_y), rtol=1e-9)
 
 
 @hypothesis.settings(deadline=None, max_examples=40, derandomize=True)
@@ -88,14 +97,14 @@ def test_advantages_are_those_of_the_loops(rewards, include_reference):
 def test_the_two_readings_where_all_lose_or_win():
     with jax.enable_x64(True):
         for result in (-1.0, 1.0):
-            a, a_y = advantages_of(jnp.full((1, 8), result), True)
+            a, a_y = advantages_of(np.full((1, 8), result), True)
             np.testing.assert_allclose(a_y, -result * np.sqrt(8), rtol=1e-6)
             np.testing.assert_allclose(a, result / np.sqrt(8), rtol=1e-6)
-            _, w_y = reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=False)
+            _, w_y = _weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=False)
             np.testing.assert_allclose(w_y, (BETA + LAMBDA / 8) * a_y, rtol=1e-6)
-            _, clamped = reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA)
+            _, clamped = _weights(a, a_y, imitation=BETA, alignment=LAMBDA)
             np.testing.assert_allclose(clamped, np.maximum(w_y, 0))
-            silent = advantages_of(jnp.full((1, 8), result), False)
+            silent = advantages_of(np.full((1, 8), result), False)
             assert all((x == 0).all() for x in silent)
 
 
@@ -107,25 +116,27 @@ def test_one_completion_and_the_reference_are_a_group():
 def test_without_the_reference_in_the_group_the_regulariser_is_a_factor():
     with jax.enable_x64(True):
         a, a_y = advantages_of(problem()["rewards"], False)
-        w, w_y = reference_weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=False)
+        w, w_y = _weights(a, a_y, imitation=BETA, alignment=LAMBDA, clamp_reference=False)
         np.testing.assert_allclose(w, (1 + LAMBDA) * a / G, rtol=1e-9)
         np.testing.assert_allclose(w_y, BETA * a_y, atol=1e-9)
 
 
 def test_the_reference_answer_is_learned_from():
-    case = problem()
-    a, a_y = advantages_of(case["rewards"], True)
-    _, w_y = reference_weights(a, a_y, clamp_reference=False)
+    with jax.enable_x64(True):
+        case = problem()
+        a, a_y = advantages_of(case["rewards"], True)
+        _, w_y = _weights(a, a_y, clamp_reference=False)
 
-    def objective(answer):
-        changed = arrays(case) | {"reference_answer_log_probs": answer}
-        return grao_loss(**changed, advantages=a, reference_advantage=a_y, clamp_reference=False)
+        def value(answer):
+            changed = arrays(case) | {"reference_answer_log_probs": answer}
+            result = grao_loss(**changed, advantages=a, reference_advantage=a_y, clamp_reference=False)
+            return loss(result), result
 
-    n = case["reference_answer_mask"].sum(axis=1, keepdims=True)
-    expected = -w_y[:, None] * case["reference_answer_mask"] / np.maximum(n, 1) / P
-    answer = case["reference_answer_log_probs"]
-    np.testing.assert_allclose(jax.grad(lambda x: loss(objective(x)))(answer), expected, rtol=1e-5, atol=1e-7)
-    found = metric_means(objective(answer).metrics)
-    shown = np.asarray(w_y) * np.asarray(n[:, 0] > 0)
-    np.testing.assert_allclose(found["reference_weight_negative"], (shown < 0).mean())
-    np.testing.assert_allclose(found["reference_weight"], shown.mean(), rtol=1e-5)
+        n = case["reference_answer_mask"].sum(axis=1, keepdims=True)
+        expected = -w_y[:, None] * case["reference_answer_mask"] / np.maximum(n, 1) / P
+        gradient, result = jax.jit(jax.grad(value, has_aux=True))(case["reference_answer_log_probs"])
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5, atol=1e-7)
+        found = metric_means(result.metrics)
+        shown = np.asarray(w_y) * np.asarray(n[:, 0] > 0)
+        np.testing.assert_allclose(found["reference_weight_negative"], (shown < 0).mean())
+        np.testing.assert_allclose(found["reference_weight"], shown.mean(), rtol=1e-5)

@@ -9,6 +9,11 @@ from jaxalign.gradients.conflict_averse import combine, gram_matrix, objective_g
 from jaxalign.losses.multi_objective import amopo_loss, objective_losses, pair_difference, weighted_loss
 from jaxalign.losses.preference import PairLogProbs, preference_loss
 from jaxalign.objective import loss
+from tests.compiled import compiled
+
+amopo_loss, objective_losses, pair_difference, weighted_loss = map(
+    compiled, (amopo_loss, objective_losses, pair_difference, weighted_loss)
+)
 
 BETA, WEIGHTS = 0.3, (0.7, 0.3)
 SIGNS = np.array([[1, -1, 0, 1, 1], [-1, -1, 1, 0, 1]])
@@ -54,7 +59,7 @@ def test_one_objective_that_prefers_the_first_is_dpo():
         p = pairs()
         delta, mask = pair_difference(p)
         (found,) = objective_losses(delta, np.ones((1, 5)), beta=BETA, mask=mask)
-        whole = preference_loss(p._replace(mask=np.array(mask)), loss="dpo", beta=BETA)
+        whole = compiled(preference_loss)(p._replace(mask=np.array(mask)), loss="dpo", beta=BETA)
         np.testing.assert_allclose(loss(found), loss(whole), rtol=1e-12)
 
 
@@ -77,7 +82,7 @@ def test_ties_and_padding_have_no_gradient_and_nan_in_padding_no_effect():
     def total(delta):
         return sum(found.total for found in objective_losses(delta, np.array([[0, 0, 1, 1, 1]]), beta=BETA, mask=mask))
 
-    gradient = jax.grad(total)(delta)
+    gradient = jax.jit(jax.grad(total))(delta)
     assert gradient[2] != 0 and (np.asarray(gradient)[[0, 1, 3, 4]] == 0).all()
     poisoned = p._replace(chosen=np.where(np.arange(5) == 4, np.nan, p.chosen))
     np.testing.assert_array_equal(pair_difference(poisoned)[0], delta)
@@ -92,10 +97,14 @@ def test_the_weighted_loss_is_raco_without_radius():
         def losses(delta):
             return jnp.stack([loss(found) for found in objective_losses(delta, SIGNS, beta=BETA, mask=mask)])
 
-        _, gradients = objective_gradients(losses, delta)
-        coefficients, _ = raco_coefficients(gram_matrix(gradients), WEIGHTS, radius=0.0)
-        expected = jax.grad(lambda d: loss(weighted_loss(d, SIGNS, WEIGHTS, beta=BETA, mask=mask)))(delta)
-        np.testing.assert_allclose(combine(gradients, coefficients), expected, rtol=1e-12)
+        @jax.jit
+        def both(delta):
+            _, gradients = objective_gradients(losses, delta)
+            coefficients, _ = raco_coefficients(gram_matrix(gradients), WEIGHTS, radius=0.0)
+            expected = jax.grad(lambda d: loss(weighted_loss(d, SIGNS, WEIGHTS, beta=BETA, mask=mask)))(delta)
+            return combine(gradients, coefficients), expected
+
+        np.testing.assert_allclose(*both(delta), rtol=1e-12)
         amopo = amopo_loss(p, SIGNS, WEIGHTS, beta=BETA)
         means, _ = pair_difference(p, "mean_log_prob")
         np.testing.assert_allclose(

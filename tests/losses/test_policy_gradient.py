@@ -5,8 +5,10 @@ import pytest
 
 from jaxalign.losses.policy_gradient import importance_ratio, policy_loss
 from jaxalign.objective import loss, metric_means
+from tests.compiled import compiled
 
 ROWS, TIME = 6, 5
+ratio_of = compiled(importance_ratio)
 RATIOS = ["token", "sequence", "sequence-token", "sequence-sum", "on-policy"]
 
 
@@ -33,14 +35,22 @@ def problem(seed=0, noise=0.4):
 
 
 def arrays(p, *names):
-    return {name: jnp.asarray(p[name]) for name in names}
+    return {name: p[name] for name in names}
 
 
-def call(p, log_probs=None, **options):
+def evaluate(p, log_probs=None, **options):
     """policy_loss with everything the problem holds."""
     log_probs = p["log_probs"] if log_probs is None else log_probs
     extra = arrays(p, "old_log_probs", "reference_log_probs", "entropy")
-    return policy_loss(jnp.asarray(log_probs), jnp.asarray(p["advantages"]), jnp.asarray(p["mask"]), **extra | options)
+    return policy_loss(log_probs, p["advantages"], p["mask"], **extra | options)
+
+
+call = compiled(evaluate)
+
+
+@compiled
+def gradient_of(p, **options):
+    return jax.grad(lambda x: loss(evaluate(p, x, **options)))(p["log_probs"])
 
 
 def reference_ratio(p, i, t, level):
@@ -102,7 +112,7 @@ def reference_loss(
 @pytest.mark.parametrize("level", RATIOS)
 def test_the_ratio_is_that_of_the_formula(level):
     p = problem()
-    rho = importance_ratio(**arrays(p, "log_probs", "old_log_probs", "mask"), level=level)
+    rho = ratio_of(**arrays(p, "log_probs", "old_log_probs", "mask"), level=level)
     for i, t in zip(*np.nonzero(p["mask"]), strict=True):
         np.testing.assert_allclose(rho[i, t], reference_ratio(p, i, t, level), rtol=1e-12)
 
@@ -158,7 +168,7 @@ def test_value_and_clip_fractions_are_those_of_the_formulas(options):
 def test_the_gradient_is_that_of_the_formulas(options):
     """Against central differences of the loops."""
     p = problem(1)
-    gradient = jax.grad(lambda x: loss(call(p, x, **options)))(jnp.asarray(p["log_probs"]))
+    gradient = gradient_of(p, **options)
     step = 1e-6
     for i in range(ROWS):
         for t in range(TIME):
@@ -174,17 +184,22 @@ def test_the_gradient_is_that_of_the_formulas(options):
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 def test_on_policy_the_ratio_is_exactly_one_and_the_gradient_alive(level, dtype):
     p = problem()
-    log_probs, mask = jnp.asarray(p["log_probs"], dtype), jnp.asarray(p["mask"], dtype)
-    for old in (None, log_probs):
-        np.testing.assert_array_equal(importance_ratio(log_probs, old, mask, level), 1)
+    log_probs, mask = (p[name].astype(dtype) for name in ("log_probs", "mask"))
 
-        def value(x, old=old):
-            return loss(policy_loss(x, jnp.asarray(p["advantages"]), mask, old_log_probs=old, ratio=level))
+    @jax.jit
+    def ratios_and_gradients(log_probs):
+        def value(x, old):
+            return loss(policy_loss(x, p["advantages"], mask, old_log_probs=old, ratio=level))
 
+        both = (None, log_probs)
+        return [(importance_ratio(log_probs, old, mask, level), jax.grad(value)(log_probs, old)) for old in both]
+
+    for ratio, gradient in ratios_and_gradients(log_probs):
+        np.testing.assert_array_equal(ratio, 1)
         per_token = p["mask"] / np.maximum(p["mask"].sum(1, keepdims=True), 1)
         factor = p["mask"].sum(1, keepdims=True) if level == "sequence-sum" else 1
         expected = -p["advantages"][:, None] * per_token * factor / 5
-        np.testing.assert_allclose(jax.grad(value)(log_probs), expected, rtol=1e-5)
+        np.testing.assert_allclose(gradient, expected, rtol=1e-5)
 
 
 def test_gspo_by_sequence_and_by_token_have_the_same_gradient():
@@ -193,7 +208,7 @@ def test_gspo_by_sequence_and_by_token_have_the_same_gradient():
 
     def gradient(level, aggregation):
         options = {"clip_low": 0.03, "clip_high": 0.04, "aggregation": aggregation, "ratio": level}
-        return jax.grad(lambda x: loss(call(p, x, **options)))(jnp.asarray(p["log_probs"]))
+        return gradient_of(p, **options)
 
     by_sequence, by_token = (gradient(level, "seq-mean-token-mean") for level in ("sequence", "sequence-token"))
     np.testing.assert_allclose(by_sequence, by_token, rtol=1e-12)
@@ -208,20 +223,17 @@ def test_reinforce_is_the_gradient_of_weighted_log_likelihood():
     """Whatever the old log-probs are, and summed over tokens."""
     p = problem()
     options = {"ratio": "on-policy", "aggregation": "seq-mean-token-sum"}
-    gradient = jax.grad(lambda x: loss(call(p, x, **options)))(jnp.asarray(p["log_probs"]))
+    gradient = gradient_of(p, **options)
     np.testing.assert_allclose(gradient, -p["advantages"][:, None] * p["mask"] / 5, rtol=1e-12)
-    gradient = jax.grad(lambda x: loss(call(p, x, count_empty=True, **options)))(jnp.asarray(p["log_probs"]))
+    gradient = gradient_of(p, count_empty=True, **options)
     np.testing.assert_allclose(gradient, -p["advantages"][:, None] * p["mask"] / ROWS, rtol=1e-12)
 
 
 def test_rloo_is_reinforce_on_policy():
     p = problem()
-
-    def gradient(**options):
-        return jax.grad(lambda x: loss(call(p, x, old_log_probs=None, **options)))(jnp.asarray(p["log_probs"]))
-
-    rloo = gradient(ratio="sequence-sum", aggregation="seq-mean-token-mean")
-    np.testing.assert_allclose(rloo, gradient(ratio="on-policy", aggregation="seq-mean-token-sum"), rtol=1e-12)
+    rloo = gradient_of(p, old_log_probs=None, ratio="sequence-sum", aggregation="seq-mean-token-mean")
+    plain = gradient_of(p, old_log_probs=None, ratio="on-policy", aggregation="seq-mean-token-sum")
+    np.testing.assert_allclose(rloo, plain, rtol=1e-12)
 
 
 def test_an_advantage_per_token_is_the_same_as_one_per_row():
@@ -239,9 +251,9 @@ def test_only_log_probs_and_entropy_get_gradient(aggregation):
     def value(inputs):
         log_probs, advantages = inputs.pop("log_probs"), inputs.pop("advantages")
         options = {"kl_coefficient": 0.1, "entropy_coefficient": 0.1, "aggregation": aggregation}
-        return policy_loss(log_probs, advantages, jnp.asarray(p["mask"]), **inputs, **options).total
+        return policy_loss(log_probs, advantages, p["mask"], **inputs, **options).total
 
-    gradients = jax.grad(lambda inputs: value(dict(inputs)))(arrays(p, *names))
+    gradients = jax.jit(jax.grad(lambda inputs: value(dict(inputs))))(arrays(p, *names))
     alive = {name for name, gradient in gradients.items() if (np.asarray(gradient) != 0).any()}
     assert alive == {"log_probs", "entropy"}
     np.testing.assert_array_equal(np.asarray(gradients["log_probs"])[p["mask"] == 0], 0)
@@ -256,34 +268,35 @@ def test_a_clipped_token_has_no_gradient():
         "mask": np.ones((2, 3)),
     }
 
-    def value(x, **options):
-        return policy_loss(
-            x,
-            jnp.asarray(p["advantages"]),
-            jnp.asarray(p["mask"]),
-            old_log_probs=jnp.asarray(p["old_log_probs"]),
-            aggregation="token-mean",
-            **options,
-        ).total
+    @jax.jit
+    def gradients(x):
+        def value(x, **options):
+            extra = arrays(p, "old_log_probs")
+            return policy_loss(x, p["advantages"], p["mask"], **extra, aggregation="token-mean", **options).total
 
-    gradient = jax.grad(value)(jnp.asarray(p["log_probs"]))
+        limits = [{}, {"dual_clip": 1.4}, {"ratio_cap": 1.4}, {"clip_low": 0.0, "clip_high": 0.0}]
+        return [jax.grad(lambda x, limit=limit: value(x, **limit))(x) for limit in limits]
+
+    gradient, *limited, at_the_edge = gradients(p["log_probs"])
     np.testing.assert_allclose(gradient, [[0, -0.5, -1], [1.5, 0, 1]], rtol=1e-12)
-    for limit in ({"dual_clip": 1.4}, {"ratio_cap": 1.4}):
-        gradient = jax.grad(lambda x, limit=limit: value(x, **limit))(jnp.asarray(p["log_probs"]))
+    for gradient in limited:
         np.testing.assert_allclose(gradient, [[0, -0.5, -1], [0, 0, 1]], rtol=1e-12)
     # At the edge of the range the gradient is whole, not halved by a tie.
-    gradient = jax.grad(lambda x: value(x, clip_low=0.0, clip_high=0.0))(jnp.asarray(p["log_probs"]))
-    np.testing.assert_allclose(gradient[:, 2], [-1, 1], rtol=1e-12)
+    np.testing.assert_allclose(at_the_edge[:, 2], [-1, 1], rtol=1e-12)
 
 
 def test_a_ratio_that_overflows_where_it_is_clipped_or_unwanted_does_no_harm():
     """exp(800) is infinite: fine with A > 0 (clipped) and A = 0; with A < 0 it shows, unless limited."""
 
-    def value_and_gradient(advantage, **options):
-        def value(x):
-            return policy_loss(x, jnp.array([advantage]), jnp.ones((1, 2)), old_log_probs=jnp.zeros((1, 2)), **options)
+    @compiled
+    def compute(advantages, **options):
+        def total(x):
+            return policy_loss(x, advantages, jnp.ones((1, 2)), old_log_probs=jnp.zeros((1, 2)), **options).total
 
-        total, gradient = jax.value_and_grad(lambda x: value(x).total)(jnp.array([[800.0, 0.1]]))
+        return jax.value_and_grad(total)(jnp.array([[800.0, 0.1]]))
+
+    def value_and_gradient(advantage, **options):
+        total, gradient = compute(np.array([advantage]), **options)
         return float(total), np.asarray(gradient)[0]
 
     value, gradient = value_and_gradient(1.0)
@@ -319,15 +332,14 @@ def test_metrics_are_token_means_and_kl_is_reported_without_its_coefficient():
     np.testing.assert_allclose(means["kl"], np.mean(np.exp(d) - d - 1), rtol=1e-12)
     np.testing.assert_allclose(means["entropy"], p["entropy"][counts].mean(), rtol=1e-12)
     np.testing.assert_allclose(means["ratio"], np.exp(p["log_probs"] - p["old_log_probs"])[counts].mean(), rtol=1e-12)
-    few = policy_loss(*(jnp.asarray(p[name]) for name in ("log_probs", "advantages", "mask")))
+    few = jax.eval_shape(policy_loss, *(p[name] for name in ("log_probs", "advantages", "mask")))
     assert set(few.metrics) == {"clip_fraction", "clip_fraction_low", "clip_fraction_high", "ratio"}
 
 
 def test_a_reference_far_away_does_no_harm_while_its_coefficient_is_zero():
     p = problem()
     p["reference_log_probs"] = p["reference_log_probs"] + 1e4
-    gradient = jax.grad(lambda x: call(p, x).total)(jnp.asarray(p["log_probs"]))
-    assert np.isfinite(np.asarray(gradient)).all()
+    assert np.isfinite(np.asarray(gradient_of(p))).all()
     assert np.isfinite(call(p, kl_coefficient=0.1, log_ratio_clamp=20.0, kl_value_clamp=10.0).total)
 
 

@@ -3,12 +3,15 @@
 import functools
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxalign.losses import proclip
+from tests.compiled import compiled
 
+instance_alignment, structure_alignment, distillation_loss = map(
+    compiled, (proclip.instance_alignment, proclip.structure_alignment, proclip.distillation_loss)
+)
 ROWS, DIM = 7, 4
 VALID = np.arange(ROWS) != 2
 
@@ -73,7 +76,7 @@ def test_a_rotation_changes_points_and_not_their_structure():
     turned = x @ np.linalg.qr(np.random.default_rng(3).normal(size=(DIM, DIM)))[0]
 
     def both(x):
-        return [jax.jit(f)(x, y).total for f in (proclip.instance_alignment, proclip.structure_alignment)]
+        return [f(x, y).total for f in (instance_alignment, structure_alignment)]
 
     with jax.enable_x64(True):
         (instance, structure), (other_instance, other_structure) = (jax.device_get(both(z)) for z in (x, turned))
@@ -82,12 +85,12 @@ def test_a_rotation_changes_points_and_not_their_structure():
 
 
 def test_equal_points_and_single_rows():
-    x = jnp.asarray(np.tile([[1.0, 2.0, 2.0]], (3, 1)), jnp.float32)
-    y = jnp.asarray(problem()[1][:3, :3], jnp.float32)
+    x = np.float32(np.tile([[1.0, 2.0, 2.0]], (3, 1)))
+    y = np.float32(problem()[1][:3, :3])
     value, gradient = jax.jit(jax.value_and_grad(lambda x: proclip.structure_alignment(x, y).total))(x)
     assert value > 0 and (np.asarray(gradient) == 0).all()
-    assert float(proclip.structure_alignment(x[:1], y[:1]).total) == 0
-    same = proclip.distillation_loss(y, y)
+    assert float(structure_alignment(x[:1], y[:1]).total) == 0
+    same = distillation_loss(y, y)
     assert float(same.total) == pytest.approx(0, abs=1e-5)
 
 
@@ -101,7 +104,7 @@ def test_the_teacher_is_a_constant_and_can_be_left_out():
         gradient, plain = jax.jit(lambda a: (jax.grad(total)(a), total(None, regularisation=0.0)))(y)
         zero = jax.jit(lambda a: total(a, regularisation=0.0))(y)
         kept = jax.device_get(jax.jit(lambda: proclip.proclip_loss(x, y, y, 1.0, regularisation=0.01))())
-        parts = jax.device_get(jax.jit(proclip.distillation_loss)(x, y))
+        parts = jax.device_get(distillation_loss(x, y))
     assert (np.asarray(gradient) == 0).all()
     np.testing.assert_allclose(zero, plain, rtol=1e-12)
     np.testing.assert_allclose(kept.total, np.asarray(plain) + 0.01 * parts.total, rtol=1e-9)
@@ -124,7 +127,7 @@ def test_distances_stay_on_a_device_and_contrast_does_not():
 
     part = jax.shard_map(of_part, mesh=mesh, in_specs=(rows, rows), out_specs=jax.sharding.PartitionSpec())
     total, weight = jax.jit(part)(x, y)
-    whole = proclip.proclip_loss(x, y, None, 1.0, regularisation=0.0)
-    halves = [proclip.distillation_loss(x[half], y[half]) for half in (slice(0, 3), slice(3, 6))]
+    whole = compiled(proclip.proclip_loss)(x, y, None, 1.0, regularisation=0.0)
+    halves = [distillation_loss(x[half], y[half]) for half in (slice(0, 3), slice(3, 6))]
     want = whole.total + 0.5 * sum(half.total for half in halves)
     np.testing.assert_allclose([total, weight], [want, 6], rtol=1e-5)

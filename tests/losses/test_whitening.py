@@ -163,7 +163,7 @@ def test_running_moments_are_those_of_all_rows():
             state = update(state, part)
         np.testing.assert_allclose(state.mean, x.mean(0), rtol=1e-12)
         np.testing.assert_allclose(state.covariance, np.cov(x.T, ddof=0), rtol=1e-10)
-        whole = whitening.whiten_with(state, jnp.asarray(x), epsilon=0.0)
+        whole = jax.jit(whitening.whiten_with, static_argnames="epsilon")(state, x, epsilon=0.0)
         np.testing.assert_allclose(whole, by_numpy(x, np.arange(WIDTH), 1, 0.0), rtol=1e-8, atol=1e-10)
         # With decay the earlier rows count less: weights 1/2 and 1 of two batches.
         state = update(update(whitening.init_moments(WIDTH), x[:8]), x[8:], 0.5)

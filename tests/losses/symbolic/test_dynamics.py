@@ -1,5 +1,7 @@
 """What the formulas do to a policy: a table of 16 prompts x 8 responses, of which 0 is chosen and 1 is rejected."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,38 +16,47 @@ from jaxalign.losses.symbolic.structures import parse_structure, preference_of
 SEEDS = 3
 
 
-def train(formulas, seed, steps=300, learning_rate=0.02):
-    """For each formula the log-probs (chosen, rejected), means over prompts, and the metrics of the last step."""
-    start = np.random.default_rng(seed).normal(size=(16, 8)).astype(np.float32)
-    reference = jax.nn.log_softmax(start)
-
-    def loss(logits):
-        results = []
-        for formula, table in zip(formulas, logits, strict=True):
-            log_probs = jax.nn.log_softmax(table)
-            results.append(
-                symbolic_loss(
-                    formula=formula,
-                    mask=jnp.ones(16),
-                    chosen=log_probs[:, 0],
-                    rejected=log_probs[:, 1],
-                    reference_chosen=reference[:, 0],
-                    reference_rejected=reference[:, 1],
-                )
-            )
-        return sum(objective.loss(result) for result in results), [r.metrics for r in results]
-
+@functools.cache
+def training(formulas, steps=300, learning_rate=0.02):
+    """From the first logits [16, 8], which are the reference, to the metrics of the last step of each formula."""
     optimizer = optax.adam(learning_rate)
 
-    def step(carry, _):
-        logits, state = carry
-        gradient, metrics = jax.grad(loss, has_aux=True)(logits)
-        updates, state = optimizer.update(gradient, state)
-        return (optax.apply_updates(logits, updates), state), [objective.metric_means(m) for m in metrics]
+    def run(start):
+        reference = jax.nn.log_softmax(start)
 
-    logits = jnp.stack([start] * len(formulas))  # of each formula its own: their sum trains each for itself
-    _, metrics = jax.jit(lambda carry: jax.lax.scan(step, carry, None, steps))((logits, optimizer.init(logits)))
-    return [{key: float(x[-1]) for key, x in m.items()} for m in metrics]
+        def loss(logits):
+            results = []
+            for formula, table in zip(formulas, logits, strict=True):
+                log_probs = jax.nn.log_softmax(table)
+                results.append(
+                    symbolic_loss(
+                        formula=formula,
+                        mask=jnp.ones(16),
+                        chosen=log_probs[:, 0],
+                        rejected=log_probs[:, 1],
+                        reference_chosen=reference[:, 0],
+                        reference_rejected=reference[:, 1],
+                    )
+                )
+            metrics = [objective.metric_means(result.metrics) for result in results]
+            return sum(objective.loss(result) for result in results), metrics
+
+        def step(carry, _):
+            logits, state = carry
+            gradient, metrics = jax.grad(loss, has_aux=True)(logits)
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(logits, updates), state), metrics
+
+        logits = jnp.stack([start] * len(formulas))  # of each formula its own: their sum trains each for itself
+        _, metrics = jax.lax.scan(step, (logits, optimizer.init(logits)), None, steps)
+        return jax.tree.map(lambda x: x[-1], metrics)
+
+    return jax.jit(run)
+
+
+def train(formulas, seed):
+    start = np.random.default_rng(seed).normal(size=(16, 8)).astype(np.float32)
+    return jax.device_get(training(tuple(formulas))(start))
 
 
 @pytest.mark.slow
