@@ -58,19 +58,15 @@ class AverageDecoder:
 
 
 def random_params(seed=0, scale=1.5):
-    first, second = jax.random.split(jax.random.key(seed))
-    shape = (VOCAB, VOCAB)
-    return {
-        "last": scale * jax.random.normal(first, shape),
-        "context": 3 * scale * jax.random.normal(second, shape),
-    }
+    last, context = np.random.default_rng(seed).normal(size=(2, VOCAB, VOCAB)).astype(np.float32)
+    return {"last": scale * last, "context": 3 * scale * context}
 
 
 def countdown_params():
     """Greedy counts down to 0: with stop token 0, the prompt [n] has a completion of n tokens."""
     return {
-        "last": 5 * jax.nn.one_hot(jnp.maximum(jnp.arange(VOCAB) - 1, 0), VOCAB),
-        "context": jnp.zeros((VOCAB, VOCAB)),
+        "last": 5 * np.eye(VOCAB, dtype=np.float32)[np.maximum(np.arange(VOCAB) - 1, 0)],
+        "context": np.zeros((VOCAB, VOCAB), np.float32),
     }
 
 
@@ -112,7 +108,6 @@ PROMPTS = [[3, 1, 4], [1], [5, 9, 2, 6, 5, 3], [5, 8]]
     [
         (SamplingConfig(9, temperature=0.8, stop_token_ids=(0, 7)), None),
         (SamplingConfig(9, temperature=0.8, stop_token_ids=(0, 7)), 5),
-        (SamplingConfig(9, temperature=0.8, stop_token_ids=(0, 7)), 1),
         (SamplingConfig(9, temperature=1.5, top_p=0.8, stop_token_ids=(2,)), 3),
         (SamplingConfig(9, temperature=0.0, stop_token_ids=(7,)), 2),
         (SamplingConfig(1, temperature=1.0, stop_token_ids=(7,)), 2),
@@ -174,7 +169,7 @@ def test_refilled_slots_change_nothing():
         Sampler(AverageDecoder(), sampling, slots=slots).sample(
             params, *prompts, jax.random.key(5), samples_per_prompt=5
         )
-        for slots in (None, 7, 3, 1)
+        for slots in (None, 7, 1)
     ]
     assert len(set(np.asarray(results[0].lengths).tolist())) > 4
     for other in results[1:]:
@@ -212,8 +207,8 @@ def test_refilling_keeps_the_slots_busy():
     class Countdown(AverageDecoder):
         vocab_size: int = 17
 
-    table = 5 * jax.nn.one_hot(jnp.maximum(jnp.arange(17) - 1, 0), 17)
-    params = {"last": table, "context": jnp.zeros((17, 17))}
+    table = 5 * np.eye(17, dtype=np.float32)[np.maximum(np.arange(17) - 1, 0)]
+    params = {"last": table, "context": np.zeros((17, 17), np.float32)}
     wanted = np.random.default_rng(0).integers(2, 17, 64)
     sampling = SamplingConfig(16, temperature=0.0, stop_token_ids=(0,))
     prompts = pad_prompts([[n] for n in wanted])
@@ -254,20 +249,20 @@ def test_completions_that_end_at_once_take_no_step():
     assert none.decode_steps == 0 and none.useful_fraction == 1.0
 
 
-@pytest.mark.parametrize("slots", [None, 2])
-def test_stop_strings_end_a_completion_with_the_token_that_completes_them(slots):
+def test_stop_strings_end_a_completion_with_the_token_that_completes_them():
     """The countdown 9, 8, ... spells text; "llo w" spreads over three tokens."""
     pieces = [b"!", b"d", b"orl", b" w", b"o", b"ell", b"H", b"", b"> ", b"", b"?"]
     tokenizer = types.SimpleNamespace(token_bytes=lambda: pieces)
 
-    def lengths(*strings, **settings):
+    def lengths(*strings, slots=2, **settings):
         sampling = SamplingConfig(10, temperature=0.0, stop_strings=strings, **settings)
         sampler = Sampler(AverageDecoder(), sampling, slots=slots, tokenizer=tokenizer)
         done = sampler.sample(countdown_params(), *pad_prompts([[9], [6], [2], [10]]), jax.random.key(0))
         return done.lengths.tolist(), done.truncated.tolist()
 
     # "> Hello world!" from 9; "ello world!" from 6; "d!!!" from 2; "> Hello" from 10
-    assert lengths("llo w") == ([6, 3, 10, 7], [False, False, True, False])
+    for slots in (None, 2):
+        assert lengths("llo w", slots=slots) == ([6, 3, 10, 7], [False, False, True, False])
     assert lengths("d!", "Hel") == ([4, 6, 2, 5], [False] * 4)
     assert lengths("d!", "Hel", stop_token_ids=(4,)) == ([4, 2, 2, 5], [False] * 4)
     assert lengths("hello") == ([10] * 4, [True] * 4)

@@ -10,6 +10,7 @@ import pytest
 from jaxalign.decoding.sampler import Sampler, SamplingConfig, pad_prompts
 from jaxalign.models.config import DecoderConfig
 from jaxalign.models.decoder import Decoder
+from tests.models import tiny
 
 COMMON = dict(
     vocab_size=300,
@@ -35,10 +36,9 @@ EOS = tuple(range(30))  # about one token in ten ends a completion
 @functools.cache
 def model(name, seed=0):
     decoder = Decoder(CONFIGS[name], compute_dtype="float32")
-    params = decoder.init(jax.random.key(seed))
-    # Random embeddings of size 0.02 give nearly flat logits; larger ones make context and position
-    # matter.
-    return decoder, jax.tree.map(lambda a: a * 12 if a.shape[0] == COMMON["vocab_size"] else a, params)
+    params = tiny.random_params(decoder, seed)
+    # Small random embeddings give nearly flat logits; larger ones make context and position matter.
+    return decoder, jax.tree.map(lambda a: a * 2.4 if a.shape[0] == COMMON["vocab_size"] else a, params)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -106,12 +106,11 @@ def test_greedy_equals_the_argmax_of_repeated_full_forwards():
 
 def test_refilled_slots_give_the_same_completions():
     decoder, params = model("qwen3")
-    sampling = SamplingConfig(16, stop_token_ids=EOS)
     one_by_one, together = (
-        Sampler(decoder, sampling, slots=slots).sample(
-            params, *pad_prompts(PROMPTS), jax.random.key(4), samples_per_prompt=3
+        Sampler(decoder, SamplingConfig(12, stop_token_ids=EOS), slots=slots).sample(
+            params, *pad_prompts(PROMPTS, 8), jax.random.key(4), samples_per_prompt=3
         )
-        for slots in (3, 12)
+        for slots in (3, None)
     )
     assert len(set(np.asarray(together.lengths).tolist())) > 3
     np.testing.assert_array_equal(one_by_one.ids, together.ids)
@@ -122,17 +121,13 @@ def test_refilled_slots_give_the_same_completions():
 
 def test_a_group_behind_one_prefill_equals_its_prompt_alone():
     decoder, params = model("qwen3")
-    sampler = Sampler(decoder, SamplingConfig(8, stop_token_ids=EOS))
+    sampler = Sampler(decoder, SamplingConfig(12, stop_token_ids=EOS))
     key = jax.random.key(2)
-    group = sampler.sample(params, *pad_prompts(PROMPTS), key, samples_per_prompt=4)
+    group = sampler.sample(params, *pad_prompts(PROMPTS, 8), key, samples_per_prompt=3)
     for i, prompt in enumerate(PROMPTS):
-        alone = sampler.sample(params, *pad_prompts([prompt], 8), key, samples_per_prompt=4, prompt_indices=[i])
-        np.testing.assert_array_equal(alone.ids, group.ids[4 * i : 4 * i + 4])
-        np.testing.assert_allclose(alone.log_probs, group.log_probs[4 * i : 4 * i + 4], atol=1e-5)
-    greedy = Sampler(decoder, SamplingConfig(8, temperature=0.0, stop_token_ids=EOS))
-    group = greedy.sample(params, *pad_prompts(PROMPTS), key, samples_per_prompt=2)
-    copies = greedy.sample(params, *pad_prompts([prompt for prompt in PROMPTS for _ in range(2)]), key)
-    np.testing.assert_array_equal(group.ids, copies.ids)
+        alone = sampler.sample(params, *pad_prompts([prompt], 8), key, samples_per_prompt=3, prompt_indices=[i])
+        np.testing.assert_array_equal(alone.ids, group.ids[3 * i : 3 * i + 3])
+        np.testing.assert_allclose(alone.log_probs, group.log_probs[3 * i : 3 * i + 3], atol=1e-5)
 
 
 def test_bfloat16_log_probs_are_those_of_the_bfloat16_forward():
