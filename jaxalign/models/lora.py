@@ -152,15 +152,16 @@ def merge(base: Any, adapter: Any, config: LoraConfig) -> dict:
     """Plain kernels that compute what the policy does: W + s A B (DoRA: m V / ||V||) in float32, rounded once to the
     kernel's dtype, layer by layer. `base` stays as it is, and is what unmerging gives back."""
 
-    @jax.jit
-    def merged(stacked: AdaptedKernel):
-        return jax.lax.map(lambda one: one.merged(one.kernel.dtype), stacked)
-
     def adapted(leaf) -> bool:
         return isinstance(leaf, AdaptedKernel)
 
     attached = attach(base, adapter, config)
-    return jax.tree.map(lambda leaf: merged(leaf) if adapted(leaf) else leaf, attached, is_leaf=adapted)
+    return jax.tree.map(lambda leaf: _merged(leaf) if adapted(leaf) else leaf, attached, is_leaf=adapted)
+
+
+@jax.jit
+def _merged(stacked: AdaptedKernel):
+    return jax.lax.map(lambda one: one.merged(one.kernel.dtype), stacked)
 
 
 @jax.jit
