@@ -77,6 +77,7 @@ def test_every_tensor_matters_for_the_golden_embeddings(name):
         if leaf.ndim == 0:  # scale and bias of the logits
             continue
         changed = list(leaves)
+        leaf = np.asarray(leaf)
         changed[number] = leaf + 0.2 * np.std(leaf) * rng.normal(size=leaf.shape).astype(np.float32)
         params = jax.tree.unflatten(tree, changed)
         moved = max(np.abs(embed(loaded.encoder, params, inputs) - golden[key]).max() for key, _, inputs in some)

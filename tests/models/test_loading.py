@@ -170,18 +170,22 @@ RESOLVE = """
     import sys
     from jaxalign.errors import UserError
     from jaxalign.models import loading
-    try:
-        source = loading.resolve(sys.argv[1], {})
-        print(source.path, source.name, source.reason, sep="|")
-    except UserError as error:
-        print("error:", error)
+    for path in sys.argv[1:]:
+        try:
+            source = loading.resolve(path, {})
+            print(source.path, source.name, source.reason, sep="|")
+        except UserError as error:
+            print("error:", error)
 """
 
 
-def resolve_elsewhere(path, home, **environment):
-    """What a new process answers, whose hub settings are `environment`: the library reads them when it is imported."""
+def resolve_elsewhere(home, *paths, **environment):
+    """What a new process answers, a line for each path.
+
+    Its hub settings are `environment`: the library reads them when it is imported.
+    """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(RESOLVE), path],
+        [sys.executable, "-c", textwrap.dedent(RESOLVE), *paths],
         cwd=ROOT,
         env=os.environ | {"HF_HOME": str(home), "HF_HUB_DISABLE_PROGRESS_BARS": "1"} | environment,
         capture_output=True,
@@ -195,7 +199,7 @@ def resolve_elsewhere(path, home, **environment):
 
 @pytest.mark.parametrize("setting", [{"HF_HUB_OFFLINE": "1"}, {"HF_ENDPOINT": "http://127.0.0.1:1"}], ids=str)
 def test_a_hub_id_without_network_is_one_clear_error(setting, tmp_path):
-    answer = resolve_elsewhere("qwen3_0_6b", tmp_path, **setting)
+    answer = resolve_elsewhere(tmp_path, "qwen3_0_6b", **setting)
     assert answer.startswith("error: there is no folder 'Qwen/Qwen3-0.6B', and it cannot be fetched from the hub (")
     assert answer.endswith(
         "check the id, the network and the access rights, or give the path of a folder that holds the model"
@@ -209,8 +213,7 @@ def test_a_snapshot_in_the_local_cache_needs_no_network(tmp_path):
     write_folder(snapshot)
     (hub / "refs").mkdir()
     (hub / "refs" / "main").write_text("0" * 40)
-    for given in ("qwen3_0_6b", "Qwen/Qwen3-0.6B"):
-        answer = resolve_elsewhere(given, tmp_path, HF_HUB_OFFLINE="1")
-        assert answer == f"{snapshot}|Qwen/Qwen3-0.6B|Qwen/Qwen3-0.6B, in the local hub cache"
+    answers = resolve_elsewhere(tmp_path, "qwen3_0_6b", "Qwen/Qwen3-0.6B", HF_HUB_OFFLINE="1").split("\n")
+    assert answers == [f"{snapshot}|Qwen/Qwen3-0.6B|Qwen/Qwen3-0.6B, in the local hub cache"] * 2
     (snapshot / "model.safetensors").unlink()  # a download that was broken off
-    assert "cannot be fetched from the hub" in resolve_elsewhere("qwen3_0_6b", tmp_path, HF_HUB_OFFLINE="1")
+    assert "cannot be fetched from the hub" in resolve_elsewhere(tmp_path, "qwen3_0_6b", HF_HUB_OFFLINE="1")

@@ -55,7 +55,7 @@ def test_every_tensor_matters_for_the_golden_logits(name):
         changed = list(leaves)
         # Noise and not a factor: QK-norm and the norms after a sub-layer undo a factor.
         noise = rng.normal(size=changed[number].shape) * np.std(changed[number])
-        changed[number] = changed[number] + 0.1 * noise.astype(np.float32)
+        changed[number] = np.asarray(changed[number]) + np.float32(0.1 * noise)
         found = logits_of(config, jax.tree.unflatten(definition, changed), golden["tokens"])
         assert np.abs(found - golden["logits"]).max() > 1e-2, path
 

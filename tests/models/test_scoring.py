@@ -30,7 +30,7 @@ def sampled():
 
 
 def arrays(done):
-    return done.ids.reshape(3, 2, -1), done.mask.reshape(3, 2, -1)
+    return np.asarray(done.ids).reshape(3, 2, -1), np.asarray(done.mask).reshape(3, 2, -1)
 
 
 @pytest.mark.parametrize("share_prompt", [True, False])
@@ -47,26 +47,31 @@ def test_on_policy_the_ratio_is_one(sampled, share_prompt):
 
 
 def test_values_are_those_of_the_dense_form(sampled):
-    """log softmax over the whole vocabulary after a plain, unpadded forward pass of prompt and completion."""
+    """log softmax over the whole vocabulary after a plain forward pass of prompt and completion."""
     decoder, params, prompts, lengths, done = sampled
     ids, mask = arrays(done)
     scored = score(decoder, params, prompts, lengths, ids, mask, temperature=2.0)
-    for p in range(3):
+    rows = np.zeros((3, 2, prompts.shape[1] + ids.shape[2]), int)
+    for p, length in enumerate(lengths):
+        rows[p, :, :length] = prompts[p, :length]
+        rows[p, :, length : length + ids.shape[2]] = ids[p]
+    hidden = tiny.hidden(decoder, params, *tiny.plain_row(rows.reshape(6, -1)))
+    logits = np.asarray(hidden, np.float64).reshape(*rows.shape, -1) @ np.asarray(decoder.head(params)).T / 2.0
+    log_p = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    for p, length in enumerate(lengths):
         for k in range(2):
-            n, length = int(mask[p, k].sum()), int(lengths[p])
-            tokens = np.concatenate([prompts[p, :length], ids[p, k, :n]])[None]
-            hidden = tiny.hidden(decoder, params, *tiny.plain_row(jnp.asarray(tokens)))[0, length - 1 : -1]
-            log_p = jax.nn.log_softmax(hidden @ decoder.head(params).T / 2.0)
-            chosen = np.take_along_axis(np.asarray(log_p), np.asarray(ids[p, k, :n, None]), axis=1)[:, 0]
+            n = int(mask[p, k].sum())
+            places = log_p[p, k, length - 1 : length - 1 + n]
+            chosen = np.take_along_axis(places, np.asarray(ids[p, k, :n, None]), axis=1)[:, 0]
             np.testing.assert_allclose(scored.log_probs[p, k, :n], chosen, atol=2e-5)
-            np.testing.assert_allclose(scored.entropy[p, k, :n], -(jnp.exp(log_p) * log_p).sum(-1), atol=2e-5)
+            np.testing.assert_allclose(scored.entropy[p, k, :n], -(np.exp(places) * places).sum(-1), atol=2e-5)
 
 
 def test_what_is_masked_has_no_influence(sampled):
     decoder, params, prompts, lengths, done = sampled
     ids, mask = arrays(done)
     outside = np.arange(prompts.shape[1]) >= lengths[:, None]
-    other = score(decoder, params, np.where(outside, 33, prompts), lengths, jnp.where(mask, ids, 44), mask)
+    other = score(decoder, params, np.where(outside, 33, prompts), lengths, np.where(mask, ids, 44), mask)
     same = score(decoder, params, prompts, lengths, ids, mask)
     for a, b in zip(other, same, strict=True):
         np.testing.assert_array_equal(np.where(mask, a, 0), np.where(mask, b, 0))

@@ -17,6 +17,12 @@ ARCHITECTURES = {
     ),
 }  # fmt: skip
 
+# For what may depend on any of those settings but not on which go together: gemma3 has the one of qwen3.
+COVERING = {
+    "gemma3": ARCHITECTURES["gemma3"],
+    "llama and qwen2": ARCHITECTURES["llama"] | ARCHITECTURES["qwen2"],
+}
+
 # With the parameters as an argument: one program per decoder and shape, however many tests use it.
 hidden = jax.jit(Decoder.hidden, static_argnums=0)
 prefill = jax.jit(Decoder.prefill, static_argnums=(0, 4))
@@ -31,7 +37,7 @@ def config(**options):
 
 
 def decoder(architecture):
-    return Decoder(config(**ARCHITECTURES[architecture]), compute_dtype="float32")
+    return Decoder(config(**(ARCHITECTURES | COVERING)[architecture]), compute_dtype="float32")
 
 
 def random_params(decoder, seed=0):
@@ -52,5 +58,5 @@ def random_params(decoder, seed=0):
 
 
 def plain_row(tokens):
-    positions = jnp.broadcast_to(jnp.arange(tokens.shape[1]), tokens.shape)
-    return tokens, positions, jnp.ones_like(tokens)
+    positions = np.broadcast_to(np.arange(tokens.shape[1], dtype=np.int32), tokens.shape)
+    return tokens, positions, np.ones(tokens.shape, np.int32)
