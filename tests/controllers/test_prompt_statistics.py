@@ -79,10 +79,11 @@ def test_uncertain_prompts_come_more_often():
 
 def test_prompts_are_drawn_without_replacement_in_proportion():
     probabilities = jnp.array([0.1, 0.2, 0.3, 0.4])
-    drawn = jax.vmap(lambda key: sample_prompts(key, probabilities, 2))(jax.random.split(jax.random.key(0), 20_000))
+    draw = jax.jit(jax.vmap(lambda key: sample_prompts(key, probabilities, 2)))
+    drawn = np.asarray(draw(jax.random.split(jax.random.key(0), 20_000)))
     assert (drawn[:, 0] != drawn[:, 1]).all()
     np.testing.assert_allclose(np.bincount(drawn[:, 0]) / 20_000, probabilities, atol=0.015)
-    second = np.bincount(drawn[np.asarray(drawn[:, 0]) == 3, 1], minlength=4)[:3]
+    second = np.bincount(drawn[drawn[:, 0] == 3, 1], minlength=4)[:3]
     np.testing.assert_allclose(second / second.sum(), [1 / 6, 2 / 6, 3 / 6], atol=0.02)
     assert sorted(sample_prompts(jax.random.key(1), probabilities, 4).tolist()) == [0, 1, 2, 3]
 

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from jaxalign.gradients import conflict_averse as ca
+from tests.compiled import compiled
 
 
 @pytest.fixture(autouse=True)
@@ -17,7 +18,9 @@ def double():
         yield
 
 
-mixture = jax.jit(ca.cagrad_mixture, static_argnums=(1, 2))
+mixture, shortest = compiled(ca.cagrad_mixture), compiled(ca.min_norm_mixture)
+gram_matrix, raco_coefficients, combine = map(compiled, (ca.gram_matrix, ca.raco_coefficients, ca.combine))
+conflict_averse = compiled(ca.conflict_averse)
 SHARES = {1: (1.0,), 2: (0.8, 0.2), 3: (0.5, 0.2, 0.3), 4: (0.1, 0.2, 0.3, 0.4)}
 
 
@@ -76,7 +79,7 @@ def test_two_objectives_against_a_grid_in_single_precision():
         mixed = np.stack([grid, 1 - grid], 1) @ g
         g0 = w @ g
         values = mixed @ g0 + 0.4 * np.linalg.norm(g0) * np.linalg.norm(mixed, axis=1)
-        p, value = mixture(jnp.asarray(g @ g.T, jnp.float32), SHARES[2], 0.4)
+        p, value = mixture(np.float32(g @ g.T), SHARES[2], 0.4)
         assert p.dtype == value.dtype == np.float32
         assert abs(float(value) - values.min()) < 2e-6 * (g**2).sum()
 
@@ -93,9 +96,9 @@ def test_many_objectives_by_descent():
 def test_descent_and_faces_agree():
     for seed in range(3):
         g = gradients_of(seed, 4)
-        gram, w = jnp.asarray(g @ g.T), jnp.asarray(SHARES[4])
-        given = (gram, gram @ w, 0.5 * jnp.sqrt(w @ gram @ w), jnp.array([True, True, False, True]))
-        (p, value), (other, least) = ca._by_faces(*given), ca._by_descent(*given)
+        gram, w = g @ g.T, np.array(SHARES[4])
+        given = (gram, gram @ w, 0.5 * np.sqrt(w @ gram @ w), np.array([True, True, False, True]))
+        (p, value), (other, least) = compiled(ca._by_faces)(*given), compiled(ca._by_descent)(*given)
         assert p[2] == other[2] == 0
         np.testing.assert_allclose(value, least, atol=1e-5 * (g**2).sum())
 
@@ -103,7 +106,7 @@ def test_descent_and_faces_agree():
 def test_the_shortest_mixture():
     for seed in range(8):
         g = gradients_of(seed, 3, size=2 + seed % 2)
-        p = np.asarray(ca.min_norm_mixture(g @ g.T))
+        p = np.asarray(shortest(g @ g.T))
         length = np.linalg.norm(p @ g)
         assert length**2 <= by_scipy(g, lambda p, g=g: (p @ g) @ (p @ g)) + 1e-8 * (g**2).sum()
         assert (g @ (p @ g) >= length**2 - 1e-8 * (g**2).sum()).all()  # a common descent direction
@@ -118,7 +121,7 @@ def test_geometry(seed, m, exponent):
     size = np.linalg.norm(g0)
     for solve in (clipped, unclipped):
         a, found = solve(g @ g.T, w)
-        combined, rho = np.asarray(ca.combine(jnp.asarray(g), a)), float(found.rho)
+        combined, rho = np.asarray(combine(g, a)), float(found.rho)
         np.testing.assert_allclose(found.weighted_norm, size, rtol=1e-6)
         np.testing.assert_allclose(combined @ g0, size**2 * (1 + c * rho), rtol=1e-6)
         np.testing.assert_allclose(combined @ combined, size**2 * (1 + c**2 + 2 * c * rho), rtol=1e-6)
@@ -131,7 +134,7 @@ def test_geometry(seed, m, exponent):
 
 def test_scale_does_not_matter():
     """Where absolute tolerances would take a small quadratic for a linear equation."""
-    w = jnp.asarray(SHARES[2])
+    w = np.asarray(SHARES[2])
     for seed in range(10):
         g = gradients_of(seed, 2)
         expected = clipped(g @ g.T, w)[0]
@@ -143,10 +146,10 @@ def test_special_cases():
     c, g = 0.4, gradients_of(0, 3)
     w = np.array(SHARES[3])
 
-    def direction(g, w, c, **options):
-        g = jnp.asarray(g, jnp.float64)
-        a, found = ca.raco_coefficients(ca.gram_matrix(g), w, c, **options)
-        return np.asarray(ca.combine(g, a)), found
+    @compiled
+    def direction(g, w, c, clip=True):
+        a, found = ca.raco_coefficients(ca.gram_matrix(g), w, c, clip=clip)
+        return ca.combine(g, a), found
 
     np.testing.assert_allclose(direction(g, w, 0.0)[0], w @ g, rtol=1e-12)
     np.testing.assert_allclose(direction(g[:1], (1.0,), c)[0], (1 + c) * g[0], rtol=1e-12)
@@ -156,7 +159,7 @@ def test_special_cases():
         colinear = np.array([[1.0], [2.0], [4.0]]) * g[0]
         np.testing.assert_allclose(direction(colinear, w, c, clip=clip)[0], (1 + c) * w @ colinear, rtol=1e-6)
         opposite = np.stack([g[0], -g[0]])
-        np.testing.assert_array_equal(direction(opposite, (0.5, 0.5), c, clip=clip)[0], 0)
+        np.testing.assert_array_equal(direction(opposite, np.full(2, 0.5), c, clip=clip)[0], 0)
     np.testing.assert_array_equal(direction(np.zeros((3, 5)), w, c)[0], 0)
     without = np.stack([g[0], 0 * g[0], g[1]])
     combined, found = direction(without, w, c)
@@ -172,66 +175,67 @@ def test_special_cases():
 def test_a_gradient_that_is_not_finite(bad):
     g = gradients_of(1, 3)
     g[1, 2] = bad
-    g = jnp.asarray(g)
-    a, found = ca.raco_coefficients(ca.gram_matrix(g), SHARES[3], 0.4, drop_non_finite=True)
+    a, found = raco_coefficients(gram_matrix(g), SHARES[3], 0.4, drop_non_finite=True)
     assert int(found.dropped) == 1
     assert found.p[1] == a[1] == 0
-    rest, w = g[jnp.array([0, 2])], np.array([0.5, 0.3]) / 0.8
-    expected = ca.combine(rest, ca.raco_coefficients(ca.gram_matrix(rest), w, 0.4)[0])
-    np.testing.assert_allclose(ca.combine(g, a), expected, rtol=1e-6)
-    assert np.isnan(ca.raco_coefficients(ca.gram_matrix(g), SHARES[3], 0.4)[0]).all()
-    nothing = ca.raco_coefficients(ca.gram_matrix(g * bad), SHARES[3], 0.4, drop_non_finite=True)
+    rest, w = g[[0, 2]], np.array([0.5, 0.3]) / 0.8
+    expected = combine(rest, raco_coefficients(gram_matrix(rest), w, 0.4)[0])
+    np.testing.assert_allclose(combine(g, a), expected, rtol=1e-6)
+    assert np.isnan(raco_coefficients(gram_matrix(g), SHARES[3], 0.4)[0]).all()
+    nothing = raco_coefficients(gram_matrix(g * bad), SHARES[3], 0.4, drop_non_finite=True)
     np.testing.assert_array_equal(nothing[0], 0)
     assert int(nothing[1].dropped) == 3
     for kind in ("raco", "min_norm"):  # nothing that a train step would take for a gradient
-        assert not np.isfinite(ca.conflict_averse(g, SHARES[3], 0.4, kind)[0]).any()
+        assert not np.isfinite(conflict_averse(g, SHARES[3], 0.4, kind)[0]).any()
 
 
 def test_trees_of_gradients():
     random = np.random.default_rng(0)
-    params = {"w": jnp.asarray(random.normal(size=(3, 2))), "b": jnp.asarray(random.normal(size=2))}
-    x = jnp.asarray(random.normal(size=(4, 3)))
+    params = {"w": random.normal(size=(3, 2)), "b": random.normal(size=2)}
+    x = random.normal(size=(4, 3))
 
     def losses(params):
         return jnp.tanh(x @ params["w"] + params["b"]).sum(axis=1)
 
-    values, gradients = ca.objective_gradients(losses, params)
-    np.testing.assert_array_equal(values, losses(params))
+    values, gradients = jax.jit(lambda params: ca.objective_gradients(losses, params))(params)
+    expected = np.tanh(x @ params["w"] + params["b"])
+    np.testing.assert_allclose(values, expected.sum(axis=1), rtol=1e-12)
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *gradients)
-    jax.tree.map(np.testing.assert_array_equal, stacked, jax.jacrev(losses)(params))
+    np.testing.assert_allclose(stacked["b"], 1 - expected**2, rtol=1e-12)
+    np.testing.assert_allclose(stacked["w"], x[:, :, None] * (1 - expected**2)[:, None], rtol=1e-12)
     flat = np.concatenate([leaf.reshape(4, -1) for leaf in jax.tree.leaves(stacked)], axis=1)
-    np.testing.assert_allclose(ca.gram_matrix(gradients), flat @ flat.T, rtol=1e-12)
-    a = jnp.array([0.1, 0.0, 2.0, -1.0])
-    combined = ca.combine(gradients, a)
+    np.testing.assert_allclose(gram_matrix(gradients), flat @ flat.T, rtol=1e-12)
+    a = np.array([0.1, 0.0, 2.0, -1.0])
+    combined = combine(gradients, a)
     np.testing.assert_allclose(combined["w"], np.einsum("i,ijk->jk", a, stacked["w"]), rtol=1e-12)
-    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), gradients)
-    assert ca.gram_matrix(half).dtype == jnp.float32
-    assert ca.combine(half, a)["b"].dtype == jnp.bfloat16
+    half = jax.tree.map(lambda leaf: np.asarray(leaf).astype(jnp.bfloat16), gradients)
+    assert gram_matrix(half).dtype == jnp.float32
+    assert combine(half, a)["b"].dtype == jnp.bfloat16
 
 
 def test_every_way_in_one():
-    g, w, c = jnp.asarray(gradients_of(2, 3)), SHARES[3], 0.4
-    gram = ca.gram_matrix(g)
+    g, w, c = gradients_of(2, 3), SHARES[3], 0.4
+    gram = gram_matrix(g)
     wanted = {
-        "raco": ca.raco_coefficients(gram, w, c)[0],
-        "cagrad": ca.raco_coefficients(gram, w, c, clip=False)[0],
-        "min_norm": ca.min_norm_mixture(gram),
+        "raco": raco_coefficients(gram, w, c)[0],
+        "cagrad": raco_coefficients(gram, w, c, clip=False)[0],
+        "min_norm": shortest(gram),
     }
     for kind, a in wanted.items():
-        found, correction = ca.conflict_averse(g, w, c, kind)
+        found, correction = conflict_averse(g, w, c, kind)
         np.testing.assert_allclose(found, a @ g, rtol=1e-9)
         np.testing.assert_array_equal(correction.coefficients, a)
     mixed, g0 = wanted["min_norm"] @ g, np.array(w) @ g
     np.testing.assert_allclose(correction.rho, mixed @ g0 / np.linalg.norm(mixed) / np.linalg.norm(g0), rtol=1e-9)
     with pytest.raises(ValueError, match="unknown way 'mean'"):
-        ca.conflict_averse(g, w, c, "mean")
+        conflict_averse(g, w, c, "mean")
 
 
 def test_what_is_refused():
     gram = jnp.eye(2)
     for weights in ((0.5, 0.6), (1.5, -0.5), (1.0,), (float("nan"), 1.0)):
         with pytest.raises(ValueError, match="sum is 1"):
-            ca.raco_coefficients(gram, weights, 0.4)
+            raco_coefficients(gram, weights, 0.4)
     for radius in (-0.1, 1.0):
         with pytest.raises(ValueError, match="radius"):
             ca.cagrad_mixture(gram, (0.5, 0.5), radius)

@@ -6,6 +6,9 @@ import numpy as np
 import pytest
 
 from jaxalign.rewards.density_ratio import LogisticFit, density_ratio, fit_density_ratio
+from tests.compiled import compiled
+
+density_ratio, fit_density_ratio = compiled(density_ratio), compiled(fit_density_ratio)
 
 
 def gradient(fit, good, bad, l2):

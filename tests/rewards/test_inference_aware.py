@@ -15,7 +15,11 @@ from jaxalign.rewards.inference_aware import (
     transform,
     win_rate_of_density,
 )
+from tests.compiled import compiled
 
+calibrate, calibrate_with_table, quantile_table, transform = map(
+    compiled, (calibrate, calibrate_with_table, quantile_table, transform)
+)
 CELLS = 4000
 U = (np.arange(CELLS) + 0.5) / CELLS
 
@@ -42,7 +46,7 @@ def test_calibration_is_the_share_beaten_and_sees_the_order_only(seed):
     r, z = random.integers(-3, 4, (3, 4)) / 2, random.integers(-3, 4, (3, 5)) / 2
     found = calibrate(r, z)
     np.testing.assert_allclose(found, calibrated_reward(r, z), rtol=1e-6)
-    np.testing.assert_array_equal(calibrate(jnp.exp(r), jnp.exp(z)), found)
+    np.testing.assert_array_equal(calibrate(np.exp(r), np.exp(z)), found)
 
 
 def test_calibration_leaves_out_what_is_not_scorable():
@@ -87,8 +91,8 @@ def test_transforms_are_rescaled_by_their_moments(kind, strength):
 def test_transforms_at_their_edges():
     for kind in ("exp", "neg_exp"):
         np.testing.assert_array_equal(transform(U, kind, strength=0.0), transform(U, "identity"))
-    assert np.isfinite(transform(jnp.array([0.0, 1.0]), "log")).all()
-    assert np.isnan(transform(jnp.array([np.nan]), "exp"))
+    assert np.isfinite(transform(np.array([0.0, 1.0]), "log")).all()
+    assert np.isnan(transform(np.array([np.nan]), "exp"))
 
 
 def test_the_power_family_is_exact():

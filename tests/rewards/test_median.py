@@ -12,6 +12,11 @@ from jaxalign.errors import UserError
 from jaxalign.rewards.advantages import group_advantages
 from jaxalign.rewards.groups import kept_completions
 from jaxalign.rewards.median import median_advantages, sign_flip_rate
+from tests.compiled import compiled
+
+group_advantages, kept_completions, median_advantages, sign_flip_rate = map(
+    compiled, (group_advantages, kept_completions, median_advantages, sign_flip_rate)
+)
 
 NAN = np.nan
 GROUP = 5
@@ -60,15 +65,15 @@ def test_median_advantages_are_those_of_the_loops(scale, options):
 @hypothesis.given(st.lists(st.integers(-16, 16).map(lambda i: i / 8), min_size=4, max_size=4), st.integers(-40, 40))
 def test_an_even_group_takes_the_lower_median_and_shifts_do_not_matter(rewards, shift):
     """Sixteenths are exact, so that shifted rewards have the very same deviations."""
-    actual = median_advantages(jnp.array(rewards), 4, scale="none")
+    actual = median_advantages(np.array(rewards), 4, scale="none")
     np.testing.assert_allclose(actual, np.array(rewards) - sorted(rewards)[1], atol=1e-6)
-    np.testing.assert_allclose(median_advantages(jnp.array(rewards) + shift, 4, scale="none"), actual, atol=1e-6)
+    np.testing.assert_allclose(median_advantages(np.array(rewards) + shift, 4, scale="none"), actual, atol=1e-6)
 
 
 def test_binary_rewards_move_the_minority_only():
-    actual = median_advantages(jnp.array([1.0, 0, 0, 1, 1, 0, 0, 0, 0]), 3)
+    actual = median_advantages(np.array([1.0, 0, 0, 1, 1, 0, 0, 0, 0]), 3)
     np.testing.assert_allclose(actual, [1000, 0, 0, 0, 0, -1000, 0, 0, 0], rtol=1e-5)
-    limited = median_advantages(jnp.array([1.0, 0, 0]), 3, limit=5.0)
+    limited = median_advantages(np.array([1.0, 0, 0]), 3, limit=5.0)
     np.testing.assert_allclose(limited, [5, 0, 0])
 
 
@@ -112,10 +117,10 @@ def test_the_closed_form_by_enumeration():
 
 
 def flips(rewards, advantages, group_size, leave_out, baseline=0.0):
-    indices, kept = kept_completions(advantages, rewards, group_size, leave_out)
+    indices, kept = map(np.asarray, kept_completions(advantages, rewards, group_size, leave_out))
 
     def taken(x):
-        return jnp.take_along_axis(jnp.asarray(x).reshape(-1, group_size), indices, axis=1)
+        return np.take_along_axis(np.asarray(x).reshape(-1, group_size), indices, axis=1)
 
     return float(sign_flip_rate(taken(advantages), taken(rewards), baseline, kept))
 

@@ -3,6 +3,9 @@ import numpy as np
 import pytest
 
 from jaxalign.rewards.statistics import deviations, variance, whiten
+from tests.compiled import compiled
+
+deviations, variance, whiten = map(compiled, (deviations, variance, whiten))
 
 
 @pytest.fixture(autouse=True, scope="module")
