@@ -81,9 +81,9 @@ def run(name, pairs, **options):
 
 
 @functools.cache
-def solved(seed, scale, options=None):
-    """`run_all` of a problem, at the losses' own options or at one of `OPTIONS` of each loss that has some there."""
-    cases = tuple((name, tuple(o.items())) for name, o in OPTIONS.items()) if options else DEFAULTS
+def solved(seed, scale, given=False):
+    """`run_all` of a problem, at the losses' own options or, if `given`, of those in `OPTIONS` at the ones there."""
+    cases = tuple((name, tuple(o.items())) for name, o in OPTIONS.items()) if given else DEFAULTS
     return run_all(problem(seed, scale=scale), cases)
 
 

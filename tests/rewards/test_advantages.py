@@ -20,20 +20,12 @@ from jaxalign.rewards.advantages import (
 )
 from tests.compiled import compiled
 
-advantages, baseline_advantages, batch_mean_advantages, combine_rewards, group_advantages, leave_one_out_advantages = (
-    map(
-        compiled,
-        (
-            advantages,
-            baseline_advantages,
-            batch_mean_advantages,
-            combine_rewards,
-            group_advantages,
-            leave_one_out_advantages,
-        ),
-    )
+advantages, baseline_advantages, batch_mean_advantages = map(
+    compiled, (advantages, baseline_advantages, batch_mean_advantages)
 )
-
+combine_rewards, group_advantages, leave_one_out_advantages = map(
+    compiled, (combine_rewards, group_advantages, leave_one_out_advantages)
+)
 PROMPTS, GROUP = 3, 4
 NAN = np.nan
 
