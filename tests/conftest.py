@@ -44,6 +44,8 @@ def pytest_configure(config):
     os.environ["JAXALIGN_CACHE"] = folder  # never the user's own, in child processes either
     jax.config.update("jax_compilation_cache_dir", folder)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
+    if os.environ.pop("PYTHONDONTWRITEBYTECODE", None):  # some containers set it, and then every child parses all again
+        os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
     # Several workers share the folder, and a killed run may leave half an entry: it is compiled again.
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache:UserWarning")
 

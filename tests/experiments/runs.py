@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -41,60 +42,95 @@ def run(spec: str, workdir: Path, *overrides: str, devices: int = 1, timeout: fl
     return Ended(done.returncode, done.stdout, done.stderr)
 
 
+class Cut(NamedTuple):
+    """A copy of what a run left behind, as it would be had the run been killed after the checkpoint of `step`."""
+
+    workdir: Path
+    copy: Path
+    step: int
+
+    def make(self) -> None:
+        shutil.copytree(self.workdir, self.copy)
+        for folder in (Path(self.copy) / "checkpoints").glob("[0-9]*"):
+            if int(folder.name) > self.step:
+                shutil.rmtree(folder)
+
+
 IN_TURN = """
 import contextlib, io, json, sys
 from experiments.run import main
-for argv in json.loads(sys.argv[1]):
+from tests.experiments.runs import Cut
+for argv, cut in json.loads(sys.argv[1]):
+    if cut:
+        Cut(*cut).make()
+        continue
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["experiments.run", *argv])
-    print(json.dumps([code, out.getvalue(), err.getvalue()]))
+    print("ended:", json.dumps([code, out.getvalue(), err.getvalue()]), flush=True)
 """
 
 
-def run_in_turn(*given: Sequence[str], timeout: float = 600) -> list[Ended]:
-    """Several runs, of arguments as `command` takes them, one after the other in one process with one device."""
-    commands = [command(spec, workdir, *overrides)[3:] for spec, workdir, *overrides in given]
+def in_turn(given: Sequence[Sequence | Cut], *more: str) -> list[str]:
+    """The command of a process that does one after the other: runs, of arguments as `command` takes them, and `Cut`s.
+
+    What two of the runs have in common is compiled once.
+    """
+    turns = [
+        (None, (str(entry.workdir), str(entry.copy), entry.step))
+        if isinstance(entry, Cut)
+        else ((*command(*entry)[3:], *more), None)
+        for entry in given
+    ]
+    return [sys.executable, "-c", IN_TURN, json.dumps(turns)]
+
+
+def ends(out: str) -> list[Ended]:
+    """Reads what `IN_TURN` printed; libraries print too."""
+    return [Ended(*json.loads(line.removeprefix("ended: "))) for line in out.splitlines() if line.startswith("ended: ")]
+
+
+def run_in_turn(*given: Sequence | Cut, timeout: float = 600) -> list[Ended]:
+    """What `in_turn` takes, with one device: how each run ended."""
     done = subprocess.run(
-        [sys.executable, "-c", IN_TURN, json.dumps(commands)],
-        cwd=ROOT,
-        env=environment(),
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
+        in_turn(given), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
     )
     assert done.returncode == 0, done.stderr
-    return [Ended(*json.loads(line)) for line in done.stdout.splitlines()]
+    return ends(done.stdout)
 
 
 def run_together(
-    spec: str, workdir: Path, *overrides: str, own: Sequence[Sequence[str]], devices: int, folders: Sequence[Path] = ()
-) -> list[Ended]:
-    """One run in as many processes as `own` has entries (the overrides of each alone), `devices` in each.
+    *processes: Sequence[Sequence], devices: int, folders: Sequence[Path] = (), timeout: float = 600
+) -> list[list[Ended]]:
+    """Runs that several processes do together, `devices` in each: how those of each process ended.
 
+    processes: for each what `in_turn` takes.
     folders: the working directory of each, if not the repository.
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{probe.getsockname()[1]}"
-    together = (f"--config.distributed.coordinator_address={address}", f"--config.distributed.num_processes={len(own)}")
-    processes = [
+    together = {"coordinator_address": address, "num_processes": len(processes)}
+    started = [
         subprocess.Popen(
-            command(spec, workdir, *overrides, *together, f"--config.distributed.process_id={index}", *mine),
-            cwd=folders[index] if folders else ROOT,
+            in_turn(
+                given, *(f"--config.distributed.{key}={value}" for key, value in {**together, "process_id": i}.items())
+            ),
+            cwd=folders[i] if folders else ROOT,
             env={**environment(devices), "PYTHONPATH": str(ROOT)},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
         )
-        for index, mine in enumerate(own)
+        for i, given in enumerate(processes)
     ]
     try:
-        return [Ended(process.wait(), *texts) for process in processes for texts in [process.communicate(timeout=300)]]
+        texts = [process.communicate(timeout=timeout) for process in started]
     finally:
-        for process in processes:
+        for process in started:
             process.kill()
+    assert [process.returncode for process in started] == [0] * len(started), [err for _, err in texts]
+    return [ends(out) for out, _ in texts]
 
 
 def rows(workdir: Path, name: str = "metrics.jsonl") -> list[dict]:
@@ -128,6 +164,11 @@ def check_resuming(run_here, config, tmp_path: Path, *, stop: int) -> Path:
     summaries = [summary(tmp_path / name)["evaluations"] for name in ("straight", "stopped")]
     assert summaries[0] == summaries[1]
     return tmp_path / "stopped"
+
+
+def printable(prompt: str, completion: str, example) -> float:
+    """A reward that sampling by chance earns in part: how much of the completion is printable ASCII."""
+    return sum(32 <= ord(letter) < 127 for letter in completion) / max(len(completion), 1)
 
 
 def start(steps: int) -> tuple[str, ...]:

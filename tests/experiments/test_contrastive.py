@@ -84,8 +84,9 @@ def test_devices_processes_and_micro_batches_change_nothing(tmp_path):
     spec = "configs/contrastive.py"
     in_parts = ("--config.train.micro_batches=4", "--config.loss.chunk=5")
     alone = runs.run_in_turn((spec, tmp_path / "one", *SMALL), (spec, tmp_path / "micro", *SMALL, *in_parts))
-    together = runs.run_together(spec, tmp_path / "two", *SMALL, "--config.mesh.fsdp=4", own=[(), ()], devices=4)
-    for ended in (*alone, *together):
+    two = [(spec, tmp_path / "two", *SMALL, "--config.mesh.fsdp=4")]
+    together = runs.run_together(two, two, devices=4)
+    for ended in (*alone, *together[0], *together[1]):
         assert ended.code == 0, ended.err
     # And in this process, which has eight devices.
     ring = ("--config.mesh.data=2", "--config.mesh.fsdp=2", "--config.mesh.tensor=2", "--config.loss.ring=True")
