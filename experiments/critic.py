@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.setup import Model
@@ -28,6 +27,14 @@ class Critic:
     def __init__(self, config, model: Model):
         self._config, self._mesh = config, model.mesh
         share = config.rl.share_prompt
+        options = {name: config.rl.advantages[name] for name in ("discount", "trace_decay")}
+
+        def targets(rewards, log_probs, reference, mask, values, *, coefficient):
+            per_token = token_rewards(rewards, log_probs, reference, mask, coefficient)
+            advantages, returns = gae(per_token, values, mask, **options)
+            return whiten(advantages, mask), returns
+
+        self._targets = jax.jit(targets, static_argnames="coefficient")
         self._values = jax.jit(lambda params, *arrays: completion_values(model.decoder, params, *arrays, share))
 
     def __call__(self, params, scored, rewards, log_probs, reference_log_probs) -> Targets:
@@ -40,11 +47,8 @@ class Critic:
         """
         with under_mesh(self._mesh):
             values = gather(self._values(params, *spread(scored, self._mesh, fill=True)))[: len(scored[0])]
-        options = {name: self._config.rl.advantages[name] for name in ("discount", "trace_decay")}
         coefficient = self._config.reward.kl_coefficient if reference_log_probs is not None else 0.0
         reference = log_probs if reference_log_probs is None else reference_log_probs
-        flat = [jnp.asarray(x).reshape(-1, x.shape[-1]) for x in (log_probs, reference, scored[3], values)]
-        per_token = token_rewards(jnp.asarray(rewards).reshape(-1), *flat[:3], coefficient)
-        advantages, returns = gae(per_token, flat[3], flat[2], **options)
-        whole = (whiten(advantages, flat[2]), returns)
-        return Targets(*(np.asarray(x).reshape(values.shape) for x in (whole[0], flat[3], whole[1])))
+        flat = [np.asarray(x).reshape(-1, x.shape[-1]) for x in (log_probs, reference, scored[3], values)]
+        advantages, returns = self._targets(np.asarray(rewards).reshape(-1), *flat, coefficient=coefficient)
+        return Targets(*(np.asarray(x).reshape(values.shape) for x in (advantages, values, returns)))

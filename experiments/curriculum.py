@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.groups import Groups
-from experiments.rollout import Plan, Rollout, RolloutWorker
+from experiments.rollout import Plan, Rollout, RolloutWorker, compiled
 from jaxalign.controllers import difficulty_classes, policy_drift, prompt_gdro, prompt_statistics, rollout_gdro
 from jaxalign.controllers.policy_drift import drift, retention
 from jaxalign.controllers.prompt_sampling import sample_prompts, sampling_probabilities
@@ -90,9 +90,8 @@ class Curriculum:
             baseline = np.asarray(success_rate(memory["statistics"]))[indices]
         if self._classified:
             rates = recent_rate(memory["statistics"])[indices]
-            memory["classes"], classes = difficulty_classes.update(
-                memory["classes"], indices, rates, tuple(options.edges), hysteresis=options.hysteresis
-            )
+            classify = compiled(difficulty_classes.update, edges=tuple(options.edges), hysteresis=options.hysteresis)
+            memory["classes"], classes = classify(memory["classes"], indices, rates)
             classes = np.asarray(classes)
         if options.allocation.enabled:
             state = jax.tree.map(np.asarray, memory["allocation"])
@@ -116,9 +115,8 @@ class Curriculum:
         if options.weighting.enabled:
             losses = error if options.weighting.signal == "error" else -np.nanmean(found.advantages, axis=1)
             settings = {name: x for name, x in options.weighting.items() if name not in ("enabled", "signal")}
-            memory["weighting"], weights = prompt_gdro.update(
-                memory["weighting"], jnp.asarray(known.classes), jnp.asarray(losses), **settings
-            )
+            weigh = compiled(prompt_gdro.update, **settings)
+            memory["weighting"], weights = weigh(memory["weighting"], known.classes, losses)
             weights = np.asarray(weights)
             batch = batch._replace(advantages=batch.advantages * weights[found.owner][:, None])
             metrics["prompts/largest_weight"] = float(weights.max())
@@ -165,9 +163,9 @@ class Curriculum:
             ids = np.stack([np.asarray(last.ids)[index], batch.completions[:, 0]], axis=1)
             old_mask = (np.arange(budget) < lengths[:, None]).astype(np.float32)
             scored = worker.score(params, batch.prompts, batch.prompt_lengths, ids, np.stack([old_mask, own], axis=1))
-            moved = drift(then, scored[:, 0], old_mask)
-            kept = retention(moved, **options.forgetting)
-            memory["last"], first = policy_drift.update(
+            moved = compiled(drift)(then, scored[:, 0], old_mask)
+            kept = compiled(retention, **options.forgetting)(moved)
+            memory["last"], first = compiled(policy_drift.update)(
                 last,
                 index,
                 batch.completions[:, 0],
@@ -176,13 +174,13 @@ class Curriculum:
             )
             before = np.asarray(success_rate(memory["statistics"]))[index]
             metrics |= {
-                "prompts/drift": float(jnp.mean(moved)),
-                "prompts/retention": float(jnp.mean(kept)),
-                "prompts/first_visits": float(jnp.mean(first)),
+                "prompts/drift": float(np.mean(moved)),
+                "prompts/retention": float(np.mean(kept)),
+                "prompts/first_visits": float(np.mean(first)),
                 "prompts/brier_score": float(np.nanmean((before - outcomes) ** 2)),
             }
         memory["statistics"], rates = prompt_statistics.update(memory["statistics"], known.indices, outcomes, kept)
-        metrics["prompts/success_rate"] = float(jnp.mean(rates))
+        metrics["prompts/success_rate"] = float(np.mean(rates))
         return memory, metrics
 
 

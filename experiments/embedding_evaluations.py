@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.evaluated_run import Evaluation
@@ -42,6 +41,11 @@ class Embedder:
         return x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
+@jax.jit
+def _uniformity(x):
+    return objective.loss(uniformity_loss(x, chunk=256))
+
+
 def alignment_and_uniformity(first, second, sides: Sequence[str] = SIDES) -> dict[str, np.ndarray]:
     """How near partners are and how evenly the embeddings of `sides` fill the sphere (arXiv 2005.10242).
 
@@ -49,8 +53,7 @@ def alignment_and_uniformity(first, second, sides: Sequence[str] = SIDES) -> dic
     exp(-2 d^2) over all pairs of rows of one side, its mean over sides, as an array of one number.
     """
     x = dict(zip(SIDES, (first, second), strict=True))
-    objectives = [uniformity_loss(jnp.asarray(x[side], jnp.float32), chunk=256) for side in sides]
-    uniformity = np.mean([float(objective.loss(one)) for one in objectives], keepdims=True)
+    uniformity = np.mean([float(_uniformity(x[side].astype(np.float32))) for side in sides], keepdims=True)
     return {"alignment": ((first - second) ** 2).sum(-1), "uniformity": uniformity}
 
 

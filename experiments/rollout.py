@@ -1,11 +1,11 @@
 """Prompts -> groups of sampled, rewarded and weighed completions: one batch for the updates of a step."""
 
+import functools
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from experiments.critic import Critic
@@ -25,6 +25,12 @@ from jaxalign.rewards.shaping import overlong_penalty
 from jaxalign.training.mesh import gather, spread
 
 SHOWN_PER_STEP = 16  # completions a step that go to completions.jsonl
+
+
+@functools.cache
+def compiled(function: Callable, **options) -> Callable:
+    """`function` with these options as one program: on arrays that are there each of its operations would be one."""
+    return jax.jit(functools.partial(function, **options))
 
 
 class Plan(NamedTuple):
@@ -155,8 +161,8 @@ class RolloutWorker:
     def combined(self, result: RewardResult, group_size: int) -> np.ndarray:
         """[M]: the rewards of each completion as one."""
         how = self._config.reward.combine
-        rewards, weights = jnp.asarray(result.rewards), jnp.asarray(self._rewards.weights)
-        return np.asarray(combine_rewards(rewards, weights, group_size, how=how))
+        combine = compiled(combine_rewards, group_size=group_size, how=how)
+        return np.asarray(combine(result.rewards, np.asarray(self._rewards.weights, np.float32)))
 
     def __call__(self, params, reference, examples: list[dict], step: int, plan: Plan = Plan()) -> Rollout:  # noqa: B008
         """`params` sample, `reference` (or None) scores for the KL. The same step gives the same completions."""
@@ -198,7 +204,7 @@ class RolloutWorker:
 
         rewards = self.combined(done.result, 1 if allocated else width)
         matrix = done.matrix(rewards, width)
-        signal = np.asarray(groups_with_signal(matrix.reshape(-1), width))
+        signal = np.asarray(compiled(groups_with_signal, group_size=width)(matrix.reshape(-1)))
         if plan.reference_rewards is not None:
             calibrated = calibrate(matrix, plan.reference_rewards)
             metrics["win_rate"] = _scorable_mean(calibrated)  # against the reference policy
@@ -217,8 +223,8 @@ class RolloutWorker:
             matrix = np.concatenate([matrix, given.rewards[:, None]], axis=1)
         targets = None
         if self._critic is None:
-            weights = advantages(rewards=jnp.asarray(matrix.reshape(-1)), group_size=matrix.shape[1], **rl.advantages)
-            weights = np.asarray(weights).reshape(matrix.shape)
+            found_by = compiled(advantages, group_size=matrix.shape[1], **rl.advantages)
+            weights = np.asarray(found_by(rewards=matrix.reshape(-1))).reshape(matrix.shape)
         else:
             scored[3][:] *= ~np.isnan(matrix)[..., None]  # not scorable: nothing to learn from
             targets = self._critic(params, scored, matrix, sampled_log_probs, found)

@@ -4,7 +4,6 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from scipy import special
 
 
 class Interval(NamedTuple):
@@ -43,7 +42,9 @@ def bootstrap_ci(key: jax.Array, values, level: float = 0.95, resamples: int = 1
     mean = float(values.mean())
     if len(values) == 1:
         return Interval(mean, np.nan, np.nan, True)
-    chosen = np.asarray(jax.random.randint(key, (resamples, len(values)), 0, len(values)))
+    # NumPy draws: a program would have to be compiled for every number of prompts, in up to a second.
+    random = np.random.default_rng(np.asarray(jax.random.key_data(key)))
+    chosen = random.integers(0, len(values), (resamples, len(values)))
     low, high = np.quantile(values[chosen].mean(-1), [(1 - level) / 2, (1 + level) / 2])
     return Interval(mean, float(low), float(high), False)
 
@@ -60,6 +61,8 @@ def seed_report(metric, level: float = 0.95) -> SeedReport:
     if count == 1:
         return SeedReport(mean, np.nan, np.nan, np.nan, 1, True)
     deviation = float(metric.std(ddof=1))
+    from scipy import special  # it takes a third of a second to import, and few need it
+
     half = float(special.stdtrit(count - 1, (1 + level) / 2)) * deviation / np.sqrt(count)
     return SeedReport(mean, mean - half, mean + half, deviation, count, False)
 

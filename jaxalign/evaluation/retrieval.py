@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy import stats
 
 
 def retrieval_values(scores, relevant, ks: Sequence[int] = (1, 10), *, candidates=None) -> dict[str, np.ndarray]:
@@ -150,6 +149,8 @@ def spearman(scores, gold) -> float:
         raise ValueError(f"spearman needs two vectors of one length above 1, not {scores.shape} and {gold.shape}")
     if np.isnan(scores).any() or np.isnan(gold).any():
         raise ValueError("spearman: a value is NaN; a rank needs numbers")
+    from scipy import stats  # slow to import, and only this needs it
+
     a, b = (stats.rankdata(x) - (len(x) + 1) / 2 for x in (scores, gold))
     spread = math.sqrt((a @ a) * (b @ b))
     return float(a @ b / spread) if spread else math.nan

@@ -148,22 +148,24 @@ def leaves(workdir: Path, step: int) -> dict:
 
 
 def check_resuming(run_here, config, tmp_path: Path, *, stop: int) -> Path:
-    """A run of an experiment in this process that is stopped and goes on equals a straight one; returns its folder.
+    """A run of an experiment in this process that is cut off and goes on equals a straight one; returns its folder.
 
-    For experiments whose processes would cost more time to start than what they do.
+    For experiments whose processes would cost more time to start than what they do. The newest checkpoint of the run
+    that goes on is that of step `stop`.
     """
-    steps = config.train.steps
-    run_here(config, tmp_path / "straight")
-    config.train.steps = stop
-    run_here(config, tmp_path / "stopped")
-    config.train.steps = steps
-    run_here(config, tmp_path / "stopped")
-    found = [leaves(tmp_path / name, steps) for name in ("straight", "stopped")]
+    steps, straight, stopped = config.train.steps, tmp_path / "straight", tmp_path / "stopped"
+    if config.train.save_every != 1:
+        config.train.save_every = stop
+    config.train.keep = steps
+    run_here(config, straight)
+    Cut(straight, stopped, stop).make()
+    run_here(config, stopped)
+    found = [leaves(folder, steps) for folder in (straight, stopped)]
     assert all(leaf["checksum"] is not None for leaf in found[0].values())
-    assert found[0] == found[1] != leaves(tmp_path / "stopped", stop)
-    summaries = [summary(tmp_path / name)["evaluations"] for name in ("straight", "stopped")]
+    assert found[0] == found[1] != leaves(stopped, stop)
+    summaries = [summary(folder)["evaluations"] for folder in (straight, stopped)]
     assert summaries[0] == summaries[1]
-    return tmp_path / "stopped"
+    return stopped
 
 
 def printable(prompt: str, completion: str, example) -> float:

@@ -37,19 +37,21 @@ def tiny():
     config.mesh.data = 1
     config.mesh.fsdp = jax.device_count()
     model = build_model(config)
-    return config, model, model.read()
+    # On one device: nothing here is about meshes.
+    return config, model, jax.device_put(jax.device_get(model.read()), jax.devices()[0])
 
 
 def test_sums_are_those_of_each_completion_alone(tiny):
     """Two completions behind one prompt, in a padded batch, against one row for each without any padding."""
     config, model, params = tiny
     collate = Collate(ROWS, labelled=False)
-    found = make_score(model.decoder, config.preference)(params, collate(ROWS, 4))
+    found = jax.jit(make_score(model.decoder, config.preference))(params, collate(ROWS, 4))
+    score = jax.jit(completion_log_probs, static_argnums=0)
     assert found.log_probs.shape == (4, 2)
     np.testing.assert_array_equal(found.lengths, [[2, 4], [1, 2], [3, 1], [0, 0]])
     for i, row in enumerate(ROWS):
         for k, ids in enumerate(row.completion_ids):
-            alone = completion_log_probs(
+            alone = score(
                 model.decoder,
                 params,
                 np.array([row.prompt_ids]),
@@ -65,12 +67,12 @@ def test_ld_dpo_counts_the_longer_completion_less(tiny):
     batch = Collate(ROWS, labelled=False)(ROWS)
     preference = config.preference.copy_and_resolve_references()
     preference.length_desensitisation = 0.0
-    short = make_score(model.decoder, preference)(params, batch)
+    short = jax.jit(make_score(model.decoder, preference))(params, batch)
     cut = [
         row._replace(completion_ids=tuple(ids[: min(map(len, row.completion_ids))] for ids in row.completion_ids))
         for row in ROWS
     ]
-    wanted = make_score(model.decoder, config.preference)(params, Collate(cut, labelled=False)(cut))
+    wanted = jax.jit(make_score(model.decoder, config.preference))(params, Collate(cut, labelled=False)(cut))
     np.testing.assert_allclose(short.log_probs, wanted.log_probs, rtol=1e-5)
 
 
@@ -183,8 +185,9 @@ def test_rows_that_interact_are_exact_in_micro_batches(word, tiny):
     batch = Collate(rows, labelled=config.preference.labelled)(rows)
     batch = batch._replace(reference=-np.arange(8, dtype=np.float32).reshape(4, 2))
     loss = make_loss(model.decoder, config.preference, Measure(config))
-    whole = sums(loss, params, batch, jax.random.key(0), {}, 1)
-    parts = sums(loss, params, batch, jax.random.key(0), {}, 2)
+    whole, parts = jax.jit(lambda *given: [sums(loss, *given, {}, count) for count in (1, 2)])(
+        params, batch, jax.random.key(0)
+    )
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
 
@@ -205,12 +208,13 @@ def test_what_a_loss_follows_sees_the_whole_batch_once(recipe, words, tiny):
     measure = Measure(config)
     extra = {TRACKED: measure.start(2)}
     loss = make_loss(model.decoder, config.preference, measure)
-    whole = sums_and_extra(loss, params, batch, jax.random.key(0), extra, 1)
-    parts = sums_and_extra(loss, params, batch, jax.random.key(0), extra, 2)
+    whole, parts = jax.jit(lambda *given: [sums_and_extra(loss, *given, count) for count in (1, 2)])(
+        params, batch, jax.random.key(0), extra
+    )
     for one, other in zip(jax.tree.leaves(whole), jax.tree.leaves(parts), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-5)
     state, means = whole[2][TRACKED], metric_means(whole[0].metrics)
-    scored = make_score(model.decoder, config.preference)(params, batch)
+    scored = jax.jit(make_score(model.decoder, config.preference))(params, batch)
     rewards = 0.1 * (scored.log_probs - batch.reference)
     if words == "tiny,pairs":
         np.testing.assert_allclose(state.shift, rewards.mean(), rtol=1e-4)
@@ -236,6 +240,7 @@ def test_undesirable_rows_weigh_by_their_prompts(tiny):
     rows = [Preference([7 + i % 4] * 3, ([1], []), True) for i in range(8)]
     rows += [Preference([7 + i % 4] * 3 if i < 4 else [40 + i] * 9, ([1], []), False) for i in range(12)]
     talk = Talk()
+    params = jax.device_put(params, model.shardings)
     weigh_by_prompts(rows, model, params, preference, talk)
     weights = np.array([row.weight for row in rows])
     np.testing.assert_array_equal(weights[:8], 1)
@@ -268,7 +273,7 @@ def test_own_samples_pair_right_with_wrong_ones(tiny, tmp_path):
             scores[0] = np.nan
             return RewardResult(scores, {name: RewardCounts(1, 0, 0, 0) for name in self.names}, None)
 
-    talk = Talk()
+    talk, params = Talk(), jax.device_put(params, model.shardings)
     sample_pairs(config, model, params, Rewards(), tmp_path / "samples.jsonl", talk)
     rows = [json.loads(line) for line in (tmp_path / "samples.jsonl").read_text().splitlines()]
     assert 0 < len(rows) <= 24
