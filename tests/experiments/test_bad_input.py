@@ -1,6 +1,7 @@
 """What a user gets wrong is answered by one sentence and exit code 2, before anything is trained or lost."""
 
 import re
+import shutil
 import subprocess
 
 import pytest
@@ -78,15 +79,22 @@ def test_a_broken_line_is_named(tmp_path, capsys):
     assert "line 2" in found
 
 
-def test_a_folder_of_another_config(tmp_path):
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """(spec, overrides, folder) of a run of one step."""
     spec, overrides = runs.SMALL["sft"]
-    assert runs.run(spec, tmp_path, *overrides, "--config.train.steps=1").code == 0
-    before = sorted(path for path in tmp_path.rglob("*") if path.is_file())
-    ended = runs.run(spec, tmp_path, *overrides, "--config.optimizer.learning_rate=1.0")
-    assert ended.code == 2
-    assert "optimizer.learning_rate: 0.001 there, 1.0 now" in ended.err
-    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == before
-    assert runs.rows(tmp_path)
+    folder = tmp_path_factory.mktemp("finished") / "run"
+    assert runs.run(spec, folder, *overrides, "--config.train.steps=1").code == 0
+    return spec, overrides, folder
+
+
+def test_a_folder_of_another_config(finished, capsys):
+    spec, overrides, folder = finished
+    before = sorted(path for path in folder.rglob("*") if path.is_file())
+    found = fails(capsys, folder, *overrides, "--config.optimizer.learning_rate=1.0", spec=spec)
+    assert "optimizer.learning_rate: 0.001 there, 1.0 now" in found
+    assert sorted(path for path in folder.rglob("*") if path.is_file()) == before
+    assert runs.rows(folder)
 
 
 REWARDS = '''
@@ -127,12 +135,12 @@ def test_a_reward_that_hangs_raises_or_returns_nan_costs_its_sample(tmp_path):
     assert "step 1: reward 'score'" in ended.err
 
 
-def test_no_space_for_the_checkpoint_is_reported(tmp_path):
-    spec, overrides = runs.SMALL["sft"]
-    assert runs.run(spec, tmp_path, *overrides, "--config.train.steps=1").code == 0
+def test_no_space_for_the_checkpoint_is_reported(finished, tmp_path):
+    spec, overrides, folder = finished
+    folder = shutil.copytree(folder, tmp_path / "run")
     limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]  # files of at most 200 kB
     done = subprocess.run(
-        [*limited, *runs.command(spec, tmp_path, *overrides)],
+        [*limited, *runs.command(spec, folder, *overrides)],
         cwd=runs.ROOT,
         env=runs.environment(),
         capture_output=True,
@@ -143,4 +151,4 @@ def test_no_space_for_the_checkpoint_is_reported(tmp_path):
     assert done.returncode == 2, done.stderr
     assert "could not be written" in done.stderr
     assert "checkpoints still there: 1" in done.stderr
-    assert (tmp_path / "checkpoints" / "1").is_dir()
+    assert (folder / "checkpoints" / "1").is_dir()

@@ -77,7 +77,7 @@ def test_what_the_value_error_moves(start, detached):
     loss_fn = make_loss(model.decoder, temperature=1.0, share_prompt=True, objective="ppo_loss", detach_values=detached)
     # The head must not be 0, or nothing could flow through it.
     params = params | {NAME: jax.tree.map(lambda x: x + 0.1, params[NAME])}
-    moved = jax.grad(lambda p: loss_fn(p, batch, None, None).total)(params)
+    moved = jax.jit(jax.grad(lambda p: loss_fn(p, batch, None, None).total))(params)
     assert all(float(jnp.abs(g).max()) > 0 for g in jax.tree.leaves(moved[NAME]))
     trunk = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(without_value_head(moved)))
     assert (trunk == 0) == detached

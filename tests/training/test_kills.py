@@ -25,7 +25,7 @@ RUN = """
     from ml_collections import ConfigDict
     from tests.training import toy
 
-    folder, steps = sys.argv[1], int(sys.argv[2])
+    steps = int(sys.argv[1])
     optimizer = toy.optimizer()
     make = lambda: create_state(toy.params(width=64, vocabulary=4096), optimizer, jax.random.key(1))
     step = make_train_step(toy.noisy_loss_fn, optimizer)
@@ -35,22 +35,23 @@ RUN = """
         print("step", number + 1, flush=True)
         return Advance(state, metrics, [])
 
-    with Checkpointer(folder + "/checkpoints", keep=2) as checkpointer:
-        restored = checkpointer.restore_latest(make())
-        state, start = (restored.state, restored.step) if restored else (make(), 0)
-        print("start", start, flush=True)
-        fit(
-            state, advance, start=start, workdir=folder, checkpointer=checkpointer,
-            train=ConfigDict({"steps": steps, "save_every": 1, "evaluate_every": 0, "max_skipped_in_a_row": 5}),
-            log=lambda *unused: None, stop=lambda: False, data_state=lambda done: {"position": done},
-        )
+    for folder in sys.argv[2:]:
+        with Checkpointer(folder + "/checkpoints", keep=2) as checkpointer:
+            restored = checkpointer.restore_latest(make())
+            state, start = (restored.state, restored.step) if restored else (make(), 0)
+            print("start", start, flush=True)
+            fit(
+                state, advance, start=start, workdir=folder, checkpointer=checkpointer,
+                train=ConfigDict({"steps": steps, "save_every": 1, "evaluate_every": 0, "max_skipped_in_a_row": 5}),
+                log=lambda *unused: None, stop=lambda: False, data_state=lambda done: {"position": done},
+            )
     print("finished", flush=True)
 """
 
 
-def start(folder: Path, steps: int = STEPS) -> subprocess.Popen:
+def start(*folders: Path, steps: int = STEPS) -> subprocess.Popen:
     return subprocess.Popen(
-        [sys.executable, "-c", textwrap.dedent(RUN), str(folder), str(steps)],
+        [sys.executable, "-c", textwrap.dedent(RUN), str(steps), *map(str, folders)],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -90,9 +91,8 @@ def test_kills_are_survived_and_change_nothing(tmp_path):
         done = max(int(line.split()[1]) for line in lines if line.startswith("step"))
     assert done >= KILLS
     assert halves
-    for folder in ("killed", "straight"):
-        process = start(tmp_path / folder, done + 3)
-        out, err = process.communicate(timeout=120)
-        assert process.returncode == 0, err
-        assert "finished" in out
+    process = start(tmp_path / "killed", tmp_path / "straight", steps=done + 3)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err
+    assert "finished" in out
     assert leaves(tmp_path / "killed", done + 3) == leaves(tmp_path / "straight", done + 3)
