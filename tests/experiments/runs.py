@@ -165,6 +165,8 @@ def check_resuming(run_here, config, tmp_path: Path, *, stop: int) -> Path:
     assert found[0] == found[1] != leaves(stopped, stop)
     summaries = [summary(folder)["evaluations"] for folder in (straight, stopped)]
     assert summaries[0] == summaries[1]
+    logged = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (straight, stopped)]
+    assert logged[0][:stop] == logged[1][:stop]  # with their times: these steps were not taken again
     return stopped
 
 
