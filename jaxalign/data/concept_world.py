@@ -19,6 +19,7 @@ class Shown(NamedTuple):
     embedding: jax.Array  # [N, 256] what the adapter reads
 
 
+@jax.jit
 def world(key: jax.Array) -> dict[str, jax.Array]:
     """200 concepts [200, 16], and the matrices through which they are shown."""
     keys = jax.random.split(key, 4)
@@ -29,6 +30,7 @@ def world(key: jax.Array) -> dict[str, jax.Array]:
     return {"concepts": jax.random.normal(keys[3], (CONCEPTS, 16)), **maps}
 
 
+@jax.jit
 def show(world, key: jax.Array, concepts: jax.Array, spread: float = 1.0) -> Shown:
     """Images and texts of those concepts; spread 0 is the bare concept, without detail or anything irrelevant.
 

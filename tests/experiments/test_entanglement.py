@@ -26,10 +26,10 @@ from tests.models import tiny
 
 def monitored(mesh, options=None):
     """(reports, heat maps) of random weights under an adapter that has moved, on that mesh."""
-    decoder = Decoder(tiny.config(vocab_size=96), compute_dtype="float32")
+    decoder = Decoder(tiny.config(vocab_size=96, num_layers=1), compute_dtype="float32")
     shardings = shardings_for(decoder.abstract_params(), DECODER_RULES, mesh)
     model = Model(decoder, Tokenizer.bytes(), mesh, shardings, lambda: None, "")
-    policy = Policy(model, LoraConfig(rank=2))
+    policy = Policy(model, LoraConfig(rank=2, targets=("layers/attention/query", "layers/mlp/.*")))
     adapter = policy.begin(jax.device_put(tiny.random_params(decoder), shardings))
     adapter = jax.tree.map(lambda leaf: leaf + 0.05 * jnp.cos(jnp.arange(leaf.size).reshape(leaf.shape)), adapter)
     adapter = jax.device_put(adapter, policy.shardings)

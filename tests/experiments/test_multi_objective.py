@@ -82,8 +82,8 @@ def test_accuracies_are_of_the_pairs_that_are_judged():
 @pytest.mark.filterwarnings("ignore:.*does not divide over mesh axis")
 def test_one_gradient_of_the_whole_batch_on_any_mesh_over_an_adapter():
     """In one micro-batch and in two on eight devices: the step of the two gradients of the whole batch, combined."""
-    decoder = Decoder(tiny.config(vocab_size=32), compute_dtype="float32")
-    adapted, optimizer = LoraConfig(rank=2), optax.sgd(0.5)
+    decoder = Decoder(tiny.config(vocab_size=32, num_layers=1), compute_dtype="float32")
+    adapted, optimizer = LoraConfig(rank=2, targets=("layers/attention/query", "layers/mlp/.*")), optax.sgd(0.5)
     base = tiny.random_params(decoder)
     adapter = init_adapter(jax.random.key(0), base, adapted)
     adapter = jax.tree.map(lambda x: np.asarray(x) + 0.1 * np.cos(np.arange(x.size).reshape(x.shape)), adapter)
