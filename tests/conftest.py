@@ -4,9 +4,10 @@ A computation without a mesh runs on the first device alone. Child processes tha
 user's process has.
 
 Nearly all of the suite's time goes into compiling programs that run for milliseconds, so they are compiled with little
-optimisation, and loops by the older of XLA's two emitters, which needs less than half the time. Tests of what the
-compiler makes (memory, collectives) are marked `optimised`: they see all optimisations, if not the newer emitter. With
-JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the environment all tests run what a user's process runs, and take longer.
+optimisation, in one piece, without notes of where each operation was called, and loops by the older of XLA's two
+emitters, which needs less than half the time. Tests of what the compiler makes (memory, collectives) are marked
+`optimised`: they see all optimisations, if not the newer emitter. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the
+environment all tests run what a user's process runs, and take longer.
 
 With JAXALIGN_TEST_PLATFORM=cuda tests run on the GPU at hand, with exact float32 products; what needs several devices
 skips, and so does without a GPU what needs one.
@@ -23,7 +24,9 @@ if os.environ["JAX_PLATFORMS"] != "cpu":
     os.environ["JAX_DEFAULT_MATMUL_PRECISION"] = "highest"
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"  # for the processes beside this one
 if os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1") != "0":
-    os.environ["XLA_FLAGS"] = f"--xla_cpu_use_fusion_emitters=false {os.environ.get('XLA_FLAGS', '')}"
+    flags = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+    os.environ["XLA_FLAGS"] = f"{flags} {os.environ.get('XLA_FLAGS', '')}"
+    os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")
 
 import hypothesis
 import jax
