@@ -21,7 +21,7 @@ from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.decoding.sampler import bucket_length
 from jaxalign.errors import UserError
 from jaxalign.models import loading
-from jaxalign.models.config import NAMED
+from jaxalign.models.config import NAMED, named
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.scoring import frozen_copy
 from jaxalign.placement import under_mesh
@@ -49,7 +49,7 @@ def abstract_model(config, devices) -> Model:
             "slice; choose sizes so"
         ) from error
     name = config.model.path.removeprefix("random:")
-    shape = NAMED[name] if name in NAMED else loading.read_config(config.model.path)
+    shape = named(name) if name.partition("?")[0] in NAMED else loading.read_config(config.model.path)
     decoder = Decoder(shape, **decoder_options(config))
     shardings = shardings_for(decoder.abstract_params(), DECODER_RULES, mesh)
     return Model(decoder, Tokenizer.bytes(), mesh, shardings, lambda: {}, name)

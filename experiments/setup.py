@@ -10,7 +10,7 @@ from experiments.groups import has_critic
 from jaxalign.data.tokenizer import Tokenizer
 from jaxalign.errors import UserError
 from jaxalign.models import loading, peft_io
-from jaxalign.models.config import NAMED
+from jaxalign.models.config import named
 from jaxalign.models.decoder import Decoder
 from jaxalign.models.fingerprint import fingerprint
 from jaxalign.models.lora import LoraConfig, abstract_adapter, adapter_modules, attach, attach_shapes, init_adapter
@@ -61,9 +61,10 @@ def build_model(config) -> Model:
     path = config.model.path
     if path.startswith("random:"):
         name = path.removeprefix("random:")
-        if name not in NAMED:
-            raise UserError(f"config.model.path={path!r}: no size of that name; known are {', '.join(NAMED)}")
-        decoder, tokenizer = Decoder(NAMED[name], **options), Tokenizer.bytes()
+        try:
+            decoder, tokenizer = Decoder(named(name), **options), Tokenizer.bytes()
+        except UserError as error:
+            raise UserError(f"config.model.path={path!r}: {error}") from error
         source = f"{name}, untrained weights, byte tokenizer (config.model.path={path!r})"
     else:
         opened = loading.open_model(path)

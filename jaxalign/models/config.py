@@ -112,6 +112,25 @@ NAMED: dict[str, DecoderConfig] = {
     ),
 }  # fmt: skip
 
+
+def named(spec: str) -> DecoderConfig:
+    """A size of NAMED, with some of its whole numbers replaced: `tiny_qwen3?num_layers=1&embed_dim=64`.
+
+    Raises UserError: no size of that name, something that is no whole number of a decoder.
+    """
+    name, _, query = spec.partition("?")
+    if name not in NAMED:
+        raise UserError(f"no size of the name {name!r}; known are {', '.join(NAMED)}")
+    whole = [field.name for field in dataclasses.fields(DecoderConfig) if field.type is int]
+    changes = {}
+    for item in filter(None, query.split("&")):
+        field, _, value = item.partition("=")
+        if field not in whole or not value.isdecimal() or int(value) < 1:
+            raise UserError(f"{spec!r}: {item!r} is not of the form name=number, with a name of {', '.join(whole)}")
+        changes[field] = int(value)
+    return dataclasses.replace(NAMED[name], **changes)
+
+
 HUB_IDS: dict[str, str] = {
     "qwen3_0_6b": "Qwen/Qwen3-0.6B",
     "qwen3_1_7b": "Qwen/Qwen3-1.7B",

@@ -181,11 +181,15 @@ def start(steps: int) -> tuple[str, ...]:
     return tuple(f"--config.warm_start.{text}" for text in given)
 
 
+# Programs of one layer are compiled in half the time, and what the tests here ask does not depend on depth.
+ONE_LAYER = "--config.model.path=random:tiny_qwen3?num_layers=1"
+
 # The smallest run of every experiment: what the tests here are repeated for. An experiment that lands adds its own.
 SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "rl": (
         "configs/grpo_qwen.py:tiny",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=4",
             "--config.rollout.group_size=4",
@@ -199,6 +203,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "spo": (
         "configs/spo.py:tiny",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=16",
             *start(30),
@@ -210,6 +215,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "gdro": (  # both controllers at once
         "configs/gdro.py:tiny",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=8",
             *start(30),
@@ -220,6 +226,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "ppo": (
         "configs/ppo.py:tiny",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.rollout.prompts_per_step=4",
             "--config.rollout.group_size=4",
@@ -230,6 +237,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "sft": (
         "configs/sft_arithmetic.py:tiny",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.packing.rows_per_step=4",
             "--config.packing.row_length=48",
@@ -240,6 +248,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "preference": (
         "configs/dpo_verifiable.py:tiny",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.preference.pairs_per_step=8",
             "--config.samples.per_question=4",
@@ -254,6 +263,7 @@ SMALL: dict[str, tuple[str, tuple[str, ...]]] = {
     "bco": (  # a loss that follows what it sees, and weights from the reference
         "configs/bco.py:tiny,udm",
         (
+            ONE_LAYER,
             "--config.train.steps=4",
             "--config.preference.pairs_per_step=8",
             *start(8),

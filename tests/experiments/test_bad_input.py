@@ -51,6 +51,7 @@ CASES = {
     "a reward of the user's": (["--config.reward.names=('nowhere:score',)"], r"nowhere"),
     "missing source": (["--config.data.source=there.jsonl"], r"cannot read there.jsonl: No such file"),
     "unknown size": (["--config.model.path=random:huge"], r"random:huge.*tiny_qwen3"),
+    "unknown number": (["--config.model.path=random:tiny_qwen3?layers=1"], r"model\.path.*'layers=1'.*num_layers"),
     "missing model": (["--config.model.path=/nowhere/model"], r"there is no model '/nowhere/model'"),
     "long prompts": (["--config.data.max_prompt_tokens=3"], r"more than config.data.max_prompt_tokens=3"),
     "prompt field": (["--config.data.prompt_field=question"], r"no text under 'question'.*prompt, answer"),
