@@ -139,7 +139,7 @@ def test_a_reward_that_hangs_raises_or_returns_nan_costs_its_sample(tmp_path):
 def test_no_space_for_the_checkpoint_is_reported(finished, tmp_path):
     spec, overrides, folder = finished
     folder = shutil.copytree(folder, tmp_path / "run")
-    limited = ["bash", "-c", 'ulimit -f 200; exec "$@"', "bash"]  # files of at most 200 kB
+    limited = ["bash", "-c", 'ulimit -f 50; exec "$@"', "bash"]  # files of at most 50 kB
     done = subprocess.run(
         [*limited, *runs.command(spec, folder, *overrides)],
         cwd=runs.ROOT,

@@ -108,11 +108,9 @@ def test_two_configs_are_run_compared_and_not_run_again(tmp_path, capsys):
     copies = []
     for name, rate in (("fast", 3e-3), ("still", 0.0)):
         copies.append(tmp_path / f"{name}.py")
-        lines = ["import ml_collections", "from configs import sft_arithmetic", "def get_config():"]
-        lines += ["    config = sft_arithmetic.get_config('tiny')", f"    config.optimizer.learning_rate = {rate}"]
-        for override in overrides:
-            key, value = override.removeprefix("--config.").split("=")
-            lines.append(f"    config.{key} = {value}")
+        lines = ["from configs import sft_arithmetic", "from jaxalign.training.configuration import apply_overrides"]
+        lines += ["def get_config():", "    config = sft_arithmetic.get_config('tiny')"]
+        lines += [f"    config.optimizer.learning_rate = {rate}", f"    apply_overrides(config, {list(overrides)!r})"]
         copies[-1].write_text("\n".join([*lines, "    return config", ""]))
     command = [f"--a={copies[0]}", f"--b={copies[1]}", "--metric=loss", "--seeds=0,1", "--config.last_steps=1"]
     command += [f"--workdir={tmp_path / 'work'}", f"--record={tmp_path / 'record.json'}"]
