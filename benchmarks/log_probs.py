@@ -17,21 +17,22 @@ WIDTH, VOCABULARY = 576, 49152
 ENTROPY_WEIGHT = 0.01
 
 
-def problem(tokens: int) -> dict[str, np.ndarray]:
+def problem(tokens: int, vocabulary: int = VOCABULARY, width: int = WIDTH) -> dict[str, np.ndarray]:
     """Hidden states of unit size as a final norm makes them, and a head that gives entropies of a language model."""
     rng = np.random.default_rng(0)
     return {
-        "hidden": rng.normal(size=(tokens, WIDTH)).astype(np.float32),
-        "head": (0.12 * rng.normal(size=(VOCABULARY, WIDTH))).astype(np.float32),
-        "ids": rng.integers(0, VOCABULARY, tokens).astype(np.int32),
+        "hidden": rng.normal(size=(tokens, width)).astype(np.float32),
+        "head": (0.12 * rng.normal(size=(vocabulary, width))).astype(np.float32),
+        "ids": rng.integers(0, vocabulary, tokens).astype(np.int32),
         "weights": rng.normal(size=tokens).astype(np.float32),
     }
 
 
 class Jax:
-    """`form` is "streamed" or "dense"; `dtype` that of the products, inputs are float32."""
+    """`form` is "streamed" (in blocks of `block` rows of the head) or "dense"; `dtype` that of the products, inputs are
+    float32; `shape` (vocabulary, width) of the head."""
 
-    def __init__(self, form: str, dtype: str, tokens: int):
+    def __init__(self, form: str, dtype: str, tokens: int, *, shape=(VOCABULARY, WIDTH), block: int | None = None):
         import jax
         import jax.numpy as jnp
 
@@ -43,13 +44,13 @@ class Jax:
             return jnp.take_along_axis(log_p, ids[:, None], 1)[:, 0], -(jnp.exp(log_p) * log_p).sum(-1)
 
         def streamed(hidden, head, ids):
-            return token_log_probs(hidden, head, ids, compute_dtype=dtype)
+            return token_log_probs(hidden, head, ids, block=block, compute_dtype=dtype)
 
         def total(hidden, head, ids, weights):
             log_probs, entropy = {"dense": dense, "streamed": streamed}[form](hidden, head, ids)
             return (weights * log_probs).sum() + ENTROPY_WEIGHT * entropy.sum(), (log_probs, entropy)
 
-        self._arguments = [jnp.asarray(value) for value in problem(tokens).values()]
+        self._arguments = [jnp.asarray(value) for value in problem(tokens, *shape).values()]
         gradient = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))
         self._compiled = gradient.lower(*self._arguments).compile()
 

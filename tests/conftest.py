@@ -9,8 +9,9 @@ emitters, which needs less than half the time. Tests of what the compiler makes 
 `optimised`: they see all optimisations, if not the newer emitter. With JAX_DISABLE_MOST_OPTIMIZATIONS=0 in the
 environment all tests run what a user's process runs, and take longer.
 
-With JAXALIGN_TEST_PLATFORM=cuda tests run on the GPU at hand, with exact float32 products; what needs several devices
-skips, and so does without a GPU what needs one.
+With JAXALIGN_TEST_PLATFORM=cuda tests run on the GPU at hand, with exact float32 products: the contract suite and the
+tests of losses, gradients, models and decoding are made for it. Tests marked `devices(n)` skip where there are fewer,
+and what needs a GPU skips without one.
 """
 
 import contextlib
@@ -51,6 +52,12 @@ def pytest_configure(config):
         os.environ["PYTHONPYCACHEPREFIX"] = str(config.cache.mkdir("bytecode"))
     # Several workers share the folder, and a killed run may leave half an entry: it is compiled again.
     config.addinivalue_line("filterwarnings", "ignore:Error (reading|writing) persistent compilation cache:UserWarning")
+
+
+def pytest_runtest_setup(item):
+    needed = max((marker.args[0] for marker in item.iter_markers("devices")), default=1)
+    if jax.device_count() < needed:
+        pytest.skip(f"needs {needed} devices")
 
 
 @pytest.fixture(autouse=True)

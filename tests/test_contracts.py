@@ -241,10 +241,9 @@ def test_micro_batches_add_up_to_the_whole(name):
     close((objective.add(a, b), jax.tree.map(jnp.add, d_a, d_b)), (whole, gradient))
 
 
+@pytest.mark.devices(8)
 @every_case
 def test_sharded_equals_unsharded(name):
-    if jax.device_count() < 8:
-        pytest.skip("needs 8 devices (tests/conftest.py simulates them on the CPU)")
     case = build(name)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:8]), ("data",))
     over_rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))

@@ -46,10 +46,9 @@ def test_iterations_select_by_margin_and_learn_their_own_matchings(small):
     config.matching.start_threshold = None
 
 
+@pytest.mark.devices(8)
 def test_devices_change_nothing(small):
     """25 groups a batch are filled up to the devices; 40 groups lie over them."""
-    if len(jax.devices()) < 8:
-        pytest.skip("needs 8 devices")
     config, groups, towers, params = small
     config.matching.loss = "clip"  # the others here are with SigLIP
     found = []

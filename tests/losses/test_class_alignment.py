@@ -138,9 +138,8 @@ def test_entropy_and_global_alignment_against_numpy():
     np.testing.assert_allclose(aligned.total / aligned.weight, want, rtol=1e-6)
 
 
+@pytest.mark.devices(4)
 def test_global_alignment_over_devices_is_that_of_the_whole_batch():
-    if jax.device_count() < 4:
-        pytest.skip("needs 4 devices")
     features, _, _, batch = problem()
     source = ca.Gaussian(features.mean(0), np.cov(features.T, bias=True))
     valid = np.arange(12) != 2

@@ -207,6 +207,7 @@ def test_chunks_need_a_twentieth_of_the_memory():
     assert memory(lambda a, b: info_nce(a, b, TEMPERATURE, chunk=64).total) < 0.05 * memory(written_out)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.optimised
 def test_a_ring_needs_a_quarter_of_the_memory():
     mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))

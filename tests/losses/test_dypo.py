@@ -8,6 +8,7 @@ import pytest
 from jaxalign.losses.dypo import dypo_loss, grade, group_alignment_loss
 from jaxalign.objective import loss, metric_means
 from jaxalign.rewards.advantages import group_advantages
+from tests.compiled import compiled
 
 Q, K, T, S = 5, 4, 3, 6
 REWARDS = np.array([[0, 0, 0, 0], [1, 0, 1, 0], [1, 1, 1, 1], [0, 0, 0, 0], [np.nan, 1, 0, 0]])
@@ -19,15 +20,12 @@ def float64():
         yield
 
 
-@functools.cache
-def compiled(**options):
-    return jax.jit(functools.partial(dypo_loss, **options))
+run = compiled(dypo_loss)
 
 
 @functools.cache
 def advantages():
-    found = jax.jit(functools.partial(group_advantages, group_size=K))(REWARDS.reshape(-1))
-    return np.asarray(found).reshape(Q, K)
+    return np.asarray(compiled(group_advantages)(REWARDS.reshape(-1), group_size=K)).reshape(Q, K)
 
 
 def problem(seed=0):
@@ -84,7 +82,7 @@ def reference(case, *, alpha=0.5, beta=1.0, gamma=1.0, reduction="token-mean", n
 )
 def test_the_loss_is_that_of_the_loops(options):
     names = {"alpha": "group_weight", "gamma": "teacher_weight", "reduction": "teacher_reduction"}
-    actual = compiled(**{names.get(name, name): x for name, x in options.items()})(**problem())
+    actual = run(**problem(), **{names.get(name, name): x for name, x in options.items()})
     np.testing.assert_allclose(loss(actual), reference(problem(), **options), rtol=1e-9)
 
 
@@ -95,7 +93,7 @@ def test_every_prompt_has_one_grade():
     np.testing.assert_array_equal(grades.hard + 0 + grades.mid + grades.easy, 1)
     assert not any(x.any() for x in grade(jnp.full((1, 2), jnp.nan)))
     assert bool(grade(jnp.array([[0.5, 0.5]])).mid[0])
-    found = metric_means(compiled()(**problem()).metrics)
+    found = metric_means(run(**problem()).metrics)
     np.testing.assert_allclose([found[name] for name in ("hard", "mid", "easy")], [0.4, 0.4, 0.2])
     np.testing.assert_allclose(found["hard_without_teacher"], 0.2)
 
@@ -143,10 +141,10 @@ def test_at_the_reference_both_parts_pull_the_same_way():
 
 def test_the_gate_before_the_switch_is_plain_grpo():
     case = problem()
-    closed = loss(compiled()(**case, routing=np.array(False)))
+    closed = loss(run(**case, routing=np.array(False)))
     changed = case | {"rewards": np.where(np.arange(Q)[:, None] == 0, 1, REWARDS)}  # nobody looks at grades
-    np.testing.assert_allclose(loss(compiled(routing=False)(**changed)), closed)
-    np.testing.assert_allclose(loss(compiled()(**case, routing=np.array(True))), reference(case), rtol=1e-9)
+    np.testing.assert_allclose(loss(run(**changed, routing=False)), closed)
+    np.testing.assert_allclose(loss(run(**case, routing=np.array(True))), reference(case), rtol=1e-9)
 
 
 def test_easy_prompts_alone_teach_nothing():

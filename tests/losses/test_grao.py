@@ -1,5 +1,3 @@
-import functools
-
 import hypothesis
 import jax
 import numpy as np
@@ -9,6 +7,7 @@ from hypothesis import strategies as st
 from jaxalign.losses.grao import grao_loss
 from jaxalign.objective import loss, metric_means
 from jaxalign.rewards.reference_answer import reference_advantages, reference_weights
+from tests.compiled import compiled
 
 P, G, T, R = 4, 3, 5, 6
 BETA, LAMBDA = 0.5, 0.6
@@ -61,11 +60,6 @@ def arrays(case):
     return {name: x for name, x in case.items() if name != "rewards"}
 
 
-@functools.cache
-def compiled(**options):
-    return jax.jit(functools.partial(grao_loss, **options))
-
-
 @pytest.mark.parametrize("include_reference", [True, False])
 def test_the_collected_weights_are_the_three_terms(include_reference):
     with jax.enable_x64(True):
@@ -73,7 +67,7 @@ def test_the_collected_weights_are_the_three_terms(include_reference):
             case = problem(seed)
             a, a_y = advantages_of(case["rewards"], include_reference)
             options = {"imitation": BETA, "alignment": LAMBDA, "clamp_reference": False}
-            actual = loss(compiled(**options)(**arrays(case), advantages=a, reference_advantage=a_y))
+            actual = loss(compiled(grao_loss)(**arrays(case), advantages=a, reference_advantage=a_y, **options))
             np.testing.assert_allclose(actual, paper_objective(case, a, a_y), rtol=1e-9)
 
 

@@ -99,9 +99,8 @@ def test_no_label_no_compensation_and_fused_predictions():
         graph_text.fused_probabilities(logits, graph, text[:CLASSES], share=2)
 
 
+@pytest.mark.devices(4)
 def test_over_devices():
-    if jax.device_count() < 4:
-        pytest.skip("needs 4 devices")
     graph, text, logits, labels = problem()
     arrays = (graph, text, logits, labels, LABELLED, VALID)
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("data",))

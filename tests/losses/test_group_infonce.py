@@ -73,9 +73,8 @@ def test_losses_and_metrics_equal_loops(ids, query_negatives):
     np.testing.assert_allclose(multi.metrics["group_variance"], (variance, valid), rtol=1e-12)
 
 
+@pytest.mark.devices(8)
 def test_empty_places_have_no_gradient_and_chunks_and_devices_change_nothing():
-    if len(jax.devices()) < 8:
-        pytest.skip("needs 8 devices")
     queries, documents, mask = problem(rows=8)
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     rows = PartitionSpec("data")

@@ -320,6 +320,7 @@ def sharded_arguments(mesh):
     return [jax.sharding.NamedSharding(mesh, spec) for spec in layouts]
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("shape", [(8, 1, 1), (2, 2, 2), (1, 2, 4)])
 def test_sharded_equals_unsharded(shape):
     hidden, head, ids, cotangents = problem((8, 16), np.float32, vocabulary=48, width=8)
@@ -330,6 +331,7 @@ def test_sharded_equals_unsharded(shape):
     close(found, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.optimised
 def test_each_device_holds_its_share_only():
     """Eight devices with eight times the tokens: batch and head sharded, the memory of each is that of one."""

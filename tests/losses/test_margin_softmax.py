@@ -77,10 +77,9 @@ def test_value_gradient_and_chunks(kind):
             np.testing.assert_allclose(gradient[key], slopes, atol=1e-6)
 
 
+@pytest.mark.devices(8)
 def test_class_vectors_over_devices_change_nothing():
     """Rows lie over the other axis; one does not count, and one is nearest to two classes, of which the first is it."""
-    if len(jax.devices()) < 8:
-        pytest.skip("needs 8 devices")
     random = np.random.default_rng(1)
     x, w, labels = random.normal(size=(16, 3)), random.normal(size=(24, 3)), random.integers(24, size=16)
     x[1] = w[20] = w[3]

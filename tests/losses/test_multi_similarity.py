@@ -98,9 +98,8 @@ def test_the_batch_as_its_own_gallery_with_the_rule_by_value():
     assert by_index.metrics["mined_positives"][1] - by_value.metrics["mined_positives"][1] == 2
 
 
+@pytest.mark.devices(8)
 def test_chunks_and_devices_change_nothing():
-    if len(jax.devices()) < 8:
-        pytest.skip("needs 8 devices")
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     rows = PartitionSpec("data")
 

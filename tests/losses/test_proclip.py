@@ -114,9 +114,8 @@ def test_the_teacher_is_a_constant_and_can_be_left_out():
         proclip.structure_alignment(x, y, kind="l1")
 
 
+@pytest.mark.devices(2)
 def test_distances_stay_on_a_device_and_contrast_does_not():
-    if jax.device_count() < 2:
-        pytest.skip("needs 2 devices")
     x, y = (z[:6].astype(np.float32) for z in problem())
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
     rows = jax.sharding.PartitionSpec("data")

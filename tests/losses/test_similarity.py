@@ -105,10 +105,9 @@ def test_impossible_chunk():
         map_rows(lambda a, b: a, jnp.ones((3, 2)), jnp.ones((3, 2)), chunk=0)
 
 
+@pytest.mark.devices(2)
 def test_row_numbers_over_devices():
     assert row_numbers(3).tolist() == [0, 1, 2]
-    if len(jax.devices()) < 2:
-        pytest.skip("needs several devices")
     mesh = jax.make_mesh((len(jax.devices()),), ("data",))
     numbers = jax.shard_map(
         lambda: row_numbers(2, "data"), mesh=mesh, in_specs=(), out_specs=jax.sharding.PartitionSpec("data")

@@ -131,9 +131,8 @@ def test_equal_embeddings_are_finite():
     assert np.isfinite(value) and np.isfinite(gradient).all()
 
 
+@pytest.mark.devices(4)
 def test_devices_make_up_the_whole_or_keep_to_themselves():
-    if len(jax.devices()) < 4:
-        pytest.skip("needs 4 devices")
     x, w = problem()
     mesh = Mesh(np.asarray(jax.devices()[:4]), ("data",))
 
@@ -164,10 +163,9 @@ def test_devices_make_up_the_whole_or_keep_to_themselves():
         )
 
 
+@pytest.mark.devices(6)
 def test_class_vectors_over_devices_change_nothing():
     """Both kinds of axes at once: two parts of the rows, three classes over three devices."""
-    if len(jax.devices()) < 6:
-        pytest.skip("needs 6 devices")
     x, w = problem()
     mesh = Mesh(np.asarray(jax.devices()[:6]).reshape(2, 3), ("data", "classes"))
     rows, classes = PartitionSpec("data"), PartitionSpec("classes")

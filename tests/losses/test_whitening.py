@@ -126,9 +126,8 @@ def test_loss_equals_loops_over_views_and_rows():
     np.testing.assert_allclose(found.metrics["alignment"], (apart, 2 * VALID.sum()), rtol=1e-9)
 
 
+@pytest.mark.devices(8)
 def test_devices_share_statistics_and_candidates():
-    if len(jax.devices()) < 8:
-        pytest.skip("needs 8 devices")
     x, orders = views()
     mesh = Mesh(np.asarray(jax.devices()[:8]), ("data",))
     options = dict(groups=GROUPS, temperature=TAU, head=head)

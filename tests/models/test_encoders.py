@@ -101,6 +101,7 @@ def test_dual_encoders_and_their_facts(tmp_path):
     assert open_encoder(str(tmp_path)).encoder.text.config.fill_id == 0, "the tokenizer knows what it pads with"
 
 
+@pytest.mark.devices(8)
 def test_shardings_and_dtype_reach_the_weights():
     opened = open_encoder(str(GOLDENS / "clip"))
     whole = opened.read()

@@ -111,6 +111,7 @@ def test_linear_scaling_and_lists_with_one_number_per_layer(tmp_path):
     assert config.mlp_dim == 48
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("kind", ["llama", "gemma3"])
 @pytest.mark.filterwarnings("ignore:.*does not divide over mesh axis:UserWarning")  # 97 rows of embeddings
 def test_straight_into_sharded_arrays(kind, tmp_path):

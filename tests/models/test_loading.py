@@ -75,6 +75,7 @@ def test_a_gguf_file_or_a_folder_with_one(tmp_path):
         loading.resolve(str(path.parent))
 
 
+@pytest.mark.devices(8)
 def test_shardings_and_dtype_reach_the_weights(tmp_path):
     params = write_folder(tmp_path)
     mesh = make_mesh(2, 2, 2)

@@ -208,6 +208,7 @@ def steps_of(decoder, base, config, row, *, mesh=None, micro_batches=1, count=2)
     return jax.device_get(state.params), jax.device_get(metrics), state
 
 
+@pytest.mark.devices(8)
 @pytest.mark.filterwarnings("ignore:(embed/embedding|head/kernel). a dimension of 97")
 @pytest.mark.parametrize("name", ["lora", "dora"])
 def test_sharded_and_micro_batched_steps_equal_plain_ones(name, decoder, base, row):
@@ -232,6 +233,7 @@ def test_sharded_and_micro_batched_steps_equal_plain_ones(name, decoder, base, r
         assert np.mean(np.concatenate([each.ravel() for each in close])) > 0.99
 
 
+@pytest.mark.devices(8)
 @pytest.mark.filterwarnings("ignore:(embed/embedding|head/kernel). a dimension of 97")
 def test_the_rules_of_adapters_follow_those_of_the_kernels(base):
     mesh = make_mesh(data=2, fsdp=2, tensor=2)
@@ -307,6 +309,7 @@ def test_wrong_settings_are_named(options, message, base):
         lora.init_adapter(jax.random.key(0), base, LoraConfig(**options))
 
 
+@pytest.mark.devices(8)
 @pytest.mark.filterwarnings("ignore:(embed/embedding|head/kernel). a dimension of 97")
 def test_a_fingerprint_sees_every_change_and_no_place(base):
     whole = fingerprint(base)

@@ -82,9 +82,8 @@ def test_residual_blocks_add_to_what_they_get():
     assert np.abs(applied(params, statistics, batch(), mode="batch", network=network).logits - got).max() > 1e-2
 
 
+@pytest.mark.devices(4)
 def test_statistics_over_devices_are_those_of_the_whole_batch():
-    if jax.device_count() < 4:
-        pytest.skip("needs 4 devices")
     params, statistics = started()
     images, valid = batch(8), np.arange(8) % 4 != 1
     mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:4]), ("data",))

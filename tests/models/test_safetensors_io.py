@@ -83,6 +83,7 @@ def test_several_files_and_their_index(tmp_path):
     same(safetensors_io.load_params(tmp_path), params)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("architecture", ["qwen2", "gemma3"])
 @pytest.mark.parametrize("shape", [(8, 1, 1), (1, 4, 2), (2, 1, 4)])
 @pytest.mark.filterwarnings("ignore:.*does not divide over mesh axis:UserWarning")  # 97 rows of embeddings
@@ -96,6 +97,7 @@ def test_straight_into_sharded_arrays(architecture, shape, tmp_path):
         jax.tree.map(lambda a, s: a.sharding == s or pytest.fail(f"{a.sharding} is not {s}"), loaded, layout)
 
 
+@pytest.mark.devices(8)
 @pytest.mark.parametrize("sharded", [False, True])
 def test_loaded_parameters_can_be_donated(sharded, tmp_path):
     """An array that shared its buffer with the host could not; JAX warns, and warnings are errors here."""

@@ -89,6 +89,7 @@ def test_dropout_by_key():
     chex.assert_trees_all_close(runs[0], kept, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.devices(8)
 def test_sharded_equals_whole():
     encoder = text_encoder()
     params, rows = random_params(encoder), text_rows()
@@ -101,6 +102,7 @@ def test_sharded_equals_whole():
     chex.assert_trees_all_close(jax.device_get(found), jax.device_get(expected), rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.devices(8)
 def test_an_adapter_stands_where_a_kernel_does():
     encoder = text_encoder()
     base, rows = random_params(encoder), text_rows()

@@ -103,6 +103,7 @@ def test_where_it_cannot_serve(one_tpu, reason):
         uses_kernel(**REFUSED[reason], attention="flash_tpu")
 
 
+@pytest.mark.devices(8)
 def test_other_machines(monkeypatch):
     assert not uses_kernel(1024)
     with pytest.raises(UserError, match=r"model.attention='flash_tpu'.*this is a cpu; use 'auto'"):
